@@ -1,0 +1,1 @@
+"""Floor 2: token files, mixture plans, the loader."""

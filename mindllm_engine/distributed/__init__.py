@@ -1,0 +1,1 @@
+"""Floor 3: process groups and data parallelism."""

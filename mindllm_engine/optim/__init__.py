@@ -1,0 +1,1 @@
+"""Floor 2: AdamW over flat buffers, parameter groups, learning-rate schedules."""

@@ -1,0 +1,1 @@
+"""Floor 4: the configuration of a run, the loop, checkpoints, metrics."""
