@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mindllm_engine.kernels.reference import statistics_dtype
-
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch without it, or built without FlashAttention
@@ -115,28 +113,26 @@ class _Attention(torch.autograd.Function):
             out[block.queries] = torch.bmm(p, v_block).transpose(0, 1)
             probabilities.append(p)
         ctx.scale = scale
-        ctx.save_for_backward(q, k, v, out, *probabilities)
+        ctx.save_for_backward(q, k, v, *probabilities)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """dv = p^T do, dp = do v^T, ds = p * (dp - rowsum(do * o)), dq = scale * ds k, dk = scale * ds^T q."""
-        q, k, v, out, *probabilities = ctx.saved_tensors
+        """dv = p^T do, dp = do v^T, ds = p * (dp - sum(p * dp)), dq = scale * ds k, dk = scale * ds^T q."""
+        q, k, v, *probabilities = ctx.saved_tensors
         grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-        # A key is met by several blocks: its gradients are summed in fp32.
-        wide = statistics_dtype(k.dtype)
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
-        row_sums = (grad_out * out).sum(dim=-1, dtype=wide).t().unsqueeze(-1)  # (heads, tokens, 1)
+        # The keys of a sequence above QUERY_BLOCK are met by several blocks, whose gradients are summed.
+        grad_k, grad_v = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
         for block, p in zip(ctx.blocks, probabilities, strict=True):
             q_block, grad_block = _heads_first(q[block.queries], grad_out[block.queries])
             k_block, v_block = _heads_first(k[block.keys], v[block.keys])
             grad_v[block.keys] += torch.bmm(p.mT, grad_block).transpose(0, 1)
-            grad_scores = torch.bmm(grad_block, v_block.mT)
-            grad_scores.sub_(row_sums[:, block.queries]).mul_(p)
+            grad_p = torch.bmm(grad_block, v_block.mT)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[block.queries] = _scaled_product(grad_scores, k_block, ctx.scale).transpose(0, 1)
             grad_k[block.keys] += _scaled_product(grad_scores.mT, q_block, ctx.scale).transpose(0, 1)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None
 
 
 def _query_blocks(offsets_q: list[int], offsets_k: list[int], left: int) -> Iterator[_Block]:

@@ -8,6 +8,7 @@ scratch. On a GPU one block holds all rows.
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 # 64 Ki elements are 256 KiB in fp32; the references hold up to five such buffers, and an L2 cache has 1-2 MiB.
 CPU_BLOCK_ELEMENTS = 65_536
@@ -27,3 +28,14 @@ def row_blocks(rows: int, block: int) -> Iterator[slice]:
     """Consecutive slices of at most `block` rows that cover `rows`."""
     for start in range(0, rows, max(block, 1)):
         yield slice(start, min(start + block, rows))
+
+
+def accumulate_(total: Tensor, addend: Tensor) -> None:
+    """`total += addend` for a matrix of a narrower dtype; torch would first convert the whole of it into fresh memory."""
+    if total.dtype == addend.dtype:
+        total += addend
+        return
+    block = rows_per_block(total.shape[0], total.shape[1], total.device)
+    scratch = torch.empty(block, total.shape[1], dtype=total.dtype, device=total.device)
+    for part in row_blocks(total.shape[0], block):
+        total[part] += scratch[: part.stop - part.start].copy_(addend[part])

@@ -111,7 +111,7 @@ class GPTNeo(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits, or losses where targets are given, of packed documents; arguments and results are `MindLLM.forward`'s."""
+        """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
         x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.position_embedding)  # (T, hidden)
         cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
