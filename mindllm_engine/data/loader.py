@@ -70,12 +70,13 @@ class Loader:
     samples, so that which samples make up a step does not depend on the number of ranks.
     """
 
-    def __init__(self, plan: Plan, files: list[TokenFile], rank: int, world_size: int) -> None:
+    def __init__(self, plan: Plan, files: list[TokenFile], vocab_size: int, rank: int, world_size: int) -> None:
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
         self.streams = [
-            SourceStream(file, plan.seq_len, derive_key(plan.seed, -1 - number)) for number, file in enumerate(files)
+            SourceStream(file, plan.seq_len, vocab_size, derive_key(plan.seed, -1 - number))
+            for number, file in enumerate(files)
         ]
 
     def micro_batches(self, first_sample: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
@@ -100,7 +101,8 @@ def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: 
     rows = max(1, -(-(total - 1) // seq_len))
     stream = np.zeros(-(-rows // micro_batch) * micro_batch * seq_len + 1, np.int64)
     file.gather(np.array([0], np.int64), np.array([total], np.int64), stream[:total])
-    document_starts = np.cumsum(file.lengths[file.lengths > 0])
+    lengths = file.lengths
+    document_starts = np.cumsum(lengths[lengths > 0])
     batches = []
     for first in range(0, rows, micro_batch):
         samples = []

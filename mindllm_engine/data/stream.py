@@ -18,14 +18,17 @@ class SourceStream:
     Args:
         file: the source's tokens.
         seq_len: tokens from one sample to the next.
+        vocab_size: every id read must be below it; a `DataError` names the document where one is not.
         key: names the order of documents; each epoch has its own, derived from it.
     """
 
-    def __init__(self, file: TokenFile, seq_len: int, key: int) -> None:
+    def __init__(self, file: TokenFile, seq_len: int, vocab_size: int, key: int) -> None:
         self.file = file
         self.seq_len = seq_len
+        self.vocab_size = vocab_size
         self.key = key
-        self.document_starts = np.cumsum(file.lengths) - file.lengths
+        self.lengths = file.lengths
+        self.document_starts = np.cumsum(self.lengths) - self.lengths
         self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def read(self, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -38,6 +41,8 @@ class SourceStream:
         starts, counts = self._pieces(sample * self.seq_len, self.seq_len + 1)
         tokens = np.empty(self.seq_len + 1, np.int64)
         self.file.gather(starts, counts, tokens)
+        if not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
+            self.file.verify_ids(self.vocab_size)  # raises, naming the document
         return tokens, np.cumsum(counts)[:-1]
 
     def _pieces(self, position: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -52,8 +57,8 @@ class SourceStream:
             first, last = np.searchsorted(ends, (offset, stop - 1), side="right")
             documents = order[first : last + 1]
             begins = self.document_starts[documents].copy()
-            lengths = self.file.lengths[documents].copy()
-            into_first = offset - (ends[first] - self.file.lengths[order[first]])
+            lengths = self.lengths[documents].copy()
+            into_first = offset - (ends[first] - self.lengths[order[first]])
             begins[0] += into_first
             lengths[0] -= into_first
             lengths[-1] -= ends[last] - stop
@@ -68,7 +73,7 @@ class SourceStream:
         if epoch not in self._orders:
             while len(self._orders) >= EPOCHS_KEPT:
                 del self._orders[min(self._orders)]
-            documents = len(self.file.lengths)
+            documents = len(self.lengths)
             order = permute(np.arange(documents, dtype=np.int64), documents, derive_key(self.key, epoch))
-            self._orders[epoch] = (order, np.cumsum(self.file.lengths[order]))
+            self._orders[epoch] = (order, np.cumsum(self.lengths[order]))
         return self._orders[epoch]

@@ -31,7 +31,7 @@ class OptimConfig:
     clip_grad_norm: float = 1.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
-    def validate(self, total_steps: int) -> None:
+    def validate(self) -> None:
         """Raises `ConfigError` naming the first impossible value."""
         if not self.lr > 0:
             raise ConfigError(f"optim.lr: {self.lr} must be above 0")
@@ -40,7 +40,7 @@ class OptimConfig:
         for name in ("weight_decay", "clip_grad_norm", "eps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name}: {getattr(self, name)} must not be negative")
-        self.schedule.validate(self.lr, total_steps)
+        self.schedule.validate(self.lr)
 
     def build(self, flat: FlatParameters) -> "AdamW":
         """The optimizer over these parameters, its master weights copied from them."""

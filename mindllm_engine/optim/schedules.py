@@ -28,12 +28,10 @@ class ScheduleConfig:
     min_lr: float = 0.0
     decay_fraction: float = 0.1
 
-    def validate(self, peak: float, total_steps: int) -> None:
-        """Raises `ConfigError` when the warm-up and the decay do not fit the run, or rates are out of order."""
-        if not 0 <= self.warmup_steps <= total_steps:
-            raise ConfigError(
-                f"optim.schedule.warmup_steps: {self.warmup_steps} does not fit train.steps = {total_steps}; use 0 to {total_steps}"
-            )
+    def validate(self, peak: float) -> None:
+        """Raises `ConfigError` naming the first impossible value. A run shorter than its warm-up is allowed."""
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optim.schedule.warmup_steps: {self.warmup_steps} must not be negative")
         if not 0 <= self.min_lr <= peak:
             raise ConfigError(f"optim.schedule.min_lr: {self.min_lr} must lie between 0 and optim.lr = {peak}")
         if not 0 < self.decay_fraction <= 1:

@@ -122,4 +122,4 @@ class RunConfig:
         unknown = sorted(set(self.data.heldout) - set(self.data.sources))
         if unknown:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
-        self.optim.validate(self.train.steps)
+        self.optim.validate()
