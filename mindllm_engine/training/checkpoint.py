@@ -65,7 +65,8 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
     moments |= {f"v/{name}": view for name, view in views(optimizer.v).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed while saving
+            shutil.rmtree(leftover)
         temporary.mkdir()
         for name, tensors in ((MODEL_FILE, views(optimizer.master)), (OPTIMIZER_FILE, moments)):
             safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary / name)
@@ -84,7 +85,9 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
         ) from error
     if keep > 0:
         for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            doomed = folder / f".{old.name}.tmp"  # so that a kill leaves no half of it under its name
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
     return final
 
 
