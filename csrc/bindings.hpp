@@ -1,0 +1,10 @@
+// What each part of the native module adds to it. A new part declares its function here and module.cpp calls it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mindllm {
+
+void bind_token_files(pybind11::module_& module);
+
+}  // namespace mindllm

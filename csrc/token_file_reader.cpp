@@ -1,0 +1,230 @@
+// The reader of Megatron token files: validation of the index, ranges of the stream, and scans of the ids.
+#include "token_file_reader.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <type_traits>
+
+#include "errors.hpp"
+
+namespace mindllm {
+
+namespace {
+
+constexpr int64_t kBlock = 1 << 16;  // tokens scanned at a time
+
+std::string text(int64_t number) { return std::to_string(number); }
+
+}  // namespace
+
+TokenFileReader::TokenFileReader(const std::string& prefix)
+    : prefix_(prefix), index_(prefix + ".idx"), data_(prefix + ".bin") {
+    read_header();
+    check_documents();
+    const int64_t bytes = check_offsets();
+    check_data_size(bytes);
+    tokens_ = bytes / type_.bytes;
+}
+
+void TokenFileReader::read_header() {
+    const std::string& path = index_.path();
+    const unsigned char* header = index_.data();
+    if (index_.bytes() == 0) throw FormatError(path, "the index is empty");
+    if (std::memcmp(header, kIndexMagic, std::min<uint64_t>(index_.bytes(), sizeof kIndexMagic)) != 0) {
+        throw FormatError(path, "bad magic: not the index of a Megatron token file");
+    }
+    if (index_.bytes() < kIndexHeaderBytes) {
+        throw FormatError(path, "the index is truncated: " + std::to_string(index_.bytes()) +
+                                    " bytes, the header alone has " + std::to_string(kIndexHeaderBytes));
+    }
+    const auto version = load<uint64_t>(header + kVersionAt);
+    if (version != kIndexVersion)
+        throw FormatError(path, "bad version " + std::to_string(version) + ", only 1 is known");
+    const auto type = token_type_from_code(header[kTypeAt]);
+    if (!type) {
+        const int code = header[kTypeAt];
+        const bool is_float = code == 6 || code == 7;
+        throw FormatError(path, "dtype code " + std::to_string(code) +
+                                    (is_float ? " means floats, which are no tokens" : " is unknown"));
+    }
+    type_ = *type;
+
+    // Divided rather than multiplied, so that no count can overflow.
+    const auto sequences = load<uint64_t>(header + kSequencesAt);
+    const auto starts = load<uint64_t>(header + kDocumentsAt);
+    const uint64_t room = index_.bytes() - kIndexHeaderBytes;
+    if (starts == 0) throw FormatError(path, "the index has no document starts, not even the closing one");
+    if (sequences > room / 12 || starts > (room - 12 * sequences) / 8) {
+        throw FormatError(path, "the index is truncated, or its counts are wrong: " + std::to_string(sequences) +
+                                    " sequences and " + std::to_string(starts) + " document starts do not fit in " +
+                                    std::to_string(index_.bytes()) + " bytes");
+    }
+    if (12 * sequences + 8 * starts != room) {
+        throw FormatError(
+            path, "the counts do not fit the size of the index: " + std::to_string(room - 12 * sequences - 8 * starts) +
+                      " bytes follow the last entry");
+    }
+    sequences_ = static_cast<int64_t>(sequences);
+    documents_ = static_cast<int64_t>(starts) - 1;
+    lengths_ = header + kIndexHeaderBytes;
+    offsets_ = lengths_ + 4 * sequences;
+    starts_ = offsets_ + 8 * sequences;
+}
+
+void TokenFileReader::check_documents() const {
+    int64_t previous = 0;
+    if (first_sequence(0) != 0) throw FormatError(index_.path(), "the first document does not start at sequence 0");
+    for (int64_t document = 1; document <= documents_; ++document) {
+        const int64_t first = first_sequence(document);
+        if (first < previous || first > sequences_) {
+            throw FormatError(index_.path(), "document " + text(document - 1) + " ends at sequence " + text(first) +
+                                                 ", which is before its start or after the last of " +
+                                                 text(sequences_));
+        }
+        previous = first;
+    }
+    if (previous != sequences_) {
+        throw FormatError(index_.path(),
+                          "the documents end at sequence " + text(previous) + ", but there are " + text(sequences_));
+    }
+}
+
+// Returns the bytes that the sequences take.
+int64_t TokenFileReader::check_offsets() const {
+    int64_t expected = 0;
+    for (int64_t i = 0; i < sequences_; ++i) {
+        const int64_t length = sequence_length(i), offset = sequence_offset(i);
+        if (length < 0)
+            throw FormatError(index_.path(), "sequence " + text(i) + " has a negative length, " + text(length));
+        if (offset != expected) {
+            const bool misaligned = offset % type_.bytes != 0;
+            throw FormatError(index_.path(), "the offset of sequence " + text(i) + " is " + text(offset) +
+                                                 (misaligned ? ", misaligned for " + std::string(type_.name)
+                                                             : ", but the lengths before it give " + text(expected)));
+        }
+        if (__builtin_add_overflow(expected, length * type_.bytes, &expected)) {
+            throw FormatError(index_.path(), "the lengths add up to more than a file can hold");
+        }
+    }
+    return expected;
+}
+
+void TokenFileReader::check_data_size(int64_t expected_bytes) const {
+    const auto expected = static_cast<uint64_t>(expected_bytes);
+    if (data_.bytes() == expected) return;
+    const std::string sizes = std::to_string(data_.bytes()) + " bytes, the index says " + std::to_string(expected);
+    if (data_.bytes() == 0) throw FormatError(data_.path(), "the data is empty: " + sizes);
+    if (data_.bytes() % static_cast<uint64_t>(type_.bytes) != 0) {
+        throw FormatError(data_.path(),
+                          "misaligned: not a whole number of " + std::string(type_.name) + " tokens: " + sizes);
+    }
+    throw FormatError(
+        data_.path(),
+        (data_.bytes() < expected ? "shorter than its index says: " : "longer than its index says: ") + sizes);
+}
+
+int64_t TokenFileReader::document_start(int64_t document) const {
+    if (document < 0 || document > documents_) {
+        throw std::out_of_range(prefix_ + ": there is no document " + text(document) + " among " + text(documents_));
+    }
+    const int64_t sequence = first_sequence(document);
+    if (sequence == sequences_) return tokens_;
+    // The index was right when it was opened; if its file has been changed since, stay inside the maps all the same.
+    if (sequence < 0 || sequence > sequences_)
+        throw FormatError(index_.path(), "the index has changed since it was opened");
+    return sequence_offset(sequence) / type_.bytes;
+}
+
+void TokenFileReader::document_lengths(int64_t start, int64_t end, int64_t* lengths) const {
+    int64_t from = document_start(start);
+    for (int64_t document = start; document < end; ++document) {
+        const int64_t to = document_start(document + 1);
+        *lengths++ = to - from;
+        from = to;
+    }
+}
+
+const unsigned char* TokenFileReader::address(int64_t token) const {
+    return data_.data() == nullptr ? nullptr : data_.data() + token * type_.bytes;
+}
+
+void TokenFileReader::require_range(int64_t start, int64_t count) const {
+    if (start < 0 || count < 0 || start > tokens_ || count > tokens_ - start) {
+        throw std::out_of_range(prefix_ + ": no range of " + text(count) + " tokens from " + text(start) + " among " +
+                                text(tokens_));
+    }
+}
+
+template <typename T>
+void TokenFileReader::gather(const int64_t* starts, const int64_t* counts, int64_t n, T* out, int64_t room) const {
+    int64_t left = room;
+    for (int64_t i = 0; i < n; ++i) {
+        require_range(starts[i], counts[i]);
+        if (counts[i] > left)
+            throw std::out_of_range(prefix_ + ": the ranges hold more than the " + text(room) + " items of out");
+        left -= counts[i];
+    }
+    if (left != 0) throw std::out_of_range(prefix_ + ": the ranges leave " + text(left) + " items of out unwritten");
+    with_token_type(type_.type, [&](auto zero) {
+        using Token = decltype(zero);
+        for (int64_t i = 0; i < n; ++i) {
+            const auto* source = reinterpret_cast<const Token*>(address(starts[i]));
+            if constexpr (sizeof(Token) > sizeof(T)) {
+                for (int64_t j = 0; j < counts[i]; ++j) {
+                    if (source[j] != static_cast<T>(source[j])) {
+                        throw FormatError(prefix_, "token id " + text(source[j]) + " does not fit int32");
+                    }
+                }
+            }
+            out = std::transform(source, source + counts[i], out, [](Token id) { return static_cast<T>(id); });
+        }
+    });
+}
+
+template void TokenFileReader::gather(const int64_t*, const int64_t*, int64_t, int32_t*, int64_t) const;
+template void TokenFileReader::gather(const int64_t*, const int64_t*, int64_t, int64_t*, int64_t) const;
+
+int64_t TokenFileReader::max_token() const {
+    if (tokens_ == 0) return -1;
+    return with_token_type(type_.type, [&](auto zero) {
+        using Token = decltype(zero);
+        const auto* ids = reinterpret_cast<const Token*>(address(0));
+        Token largest = ids[0];
+        for (int64_t i = 1; i < tokens_; ++i) largest = std::max(largest, ids[i]);
+        return static_cast<int64_t>(largest);
+    });
+}
+
+std::optional<StrayToken> TokenFileReader::find_stray(int64_t vocab_size) const {
+    return with_token_type(type_.type, [&](auto zero) -> std::optional<StrayToken> {
+        using Token = decltype(zero);
+        const auto* ids = reinterpret_cast<const Token*>(address(0));
+        const auto stray = [vocab_size](Token id) { return id < 0 || static_cast<int64_t>(id) >= vocab_size; };
+        for (int64_t start = 0; start < tokens_; start += kBlock) {
+            const int64_t end = std::min(start + kBlock, tokens_);
+            Token smallest = ids[start], largest = ids[start];
+            for (int64_t i = start; i < end; ++i) {
+                smallest = std::min(smallest, ids[i]);
+                largest = std::max(largest, ids[i]);
+            }
+            if (!stray(smallest) && !stray(largest)) continue;
+            const int64_t token = std::find_if(ids + start, ids + end, stray) - ids;
+            const int64_t document = document_of(token);
+            return StrayToken{document, token - document_start(document), static_cast<int64_t>(ids[token])};
+        }
+        return std::nullopt;
+    });
+}
+
+// The document that holds the token: the last to start at or before it, since empty documents share their start.
+int64_t TokenFileReader::document_of(int64_t token) const {
+    int64_t low = 0, high = documents_;
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        (document_start(middle) <= token ? low : high) = middle;
+    }
+    return low;
+}
+
+}  // namespace mindllm
