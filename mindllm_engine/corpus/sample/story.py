@@ -35,16 +35,15 @@ def en_story(rng: random.Random) -> Iterator[str]:
     """Documents without end: one story each, `FABLE_SHARE` of them fables."""
     while True:
         slots = _slots_en(rng)
-        plot, seasons = rng.choice(english.PLOTS)
+        fable = rng.random() < FABLE_SHARE
+        plot, seasons = (english.FABLE, english.FABLE_SEASONS) if fable else rng.choice(english.PLOTS)
         slots["season"], slots["scene"] = rng.choice([scene for scene in english.SCENES if scene[0] in seasons])
-        if rng.random() < FABLE_SHARE:
+        if fable:
             slots["proud"], slots["steady"], slots["contest"], slots["goal"] = rng.choice(english.RIVALS)
             slots["a_proud"], slots["a_steady"] = with_article(slots["proud"]), with_article(slots["steady"])
             slots["goal2"] = slots["goal"].replace("to ", "at ", 1)
             slots["home"] = rng.choice(english.HOMES)
-            beats: list[list[str]] = english.FABLE
-        else:
-            beats = [english.OPENINGS, english.MORNINGS, *plot]
+        beats = plot if fable else [english.OPENINGS, english.MORNINGS, *plot]
         yield " ".join(tell(rng, beats, slots))
 
 
@@ -68,12 +67,11 @@ def zh_story(rng: random.Random) -> Iterator[str]:
     """As `en_story`, in Chinese."""
     while True:
         slots = _slots_zh(rng)
-        plot, seasons = rng.choice(chinese.PLOTS)
+        fable = rng.random() < FABLE_SHARE
+        plot, seasons = (chinese.FABLE, chinese.FABLE_SEASONS) if fable else rng.choice(chinese.PLOTS)
         slots["season"], slots["scene"] = rng.choice([scene for scene in chinese.SCENES if scene[0] in seasons])
-        if rng.random() < FABLE_SHARE:
+        if fable:
             slots["proud"], slots["steady"], slots["contest"], slots["goal"] = rng.choice(chinese.RIVALS)
             slots["home"] = rng.choice(chinese.HOMES)
-            beats = chinese.FABLE
-        else:
-            beats = [chinese.OPENINGS, chinese.MORNINGS, *plot]
+        beats = plot if fable else [chinese.OPENINGS, chinese.MORNINGS, *plot]
         yield "".join(tell(rng, beats, slots))

@@ -241,8 +241,6 @@ TOOLS = [
         锯子|锯木头
         a spoon|eat soup
         勺子|喝汤
-        a bed|sleep
-        床|睡觉
         a bucket|carry water
         水桶|提水
         a map|find our way

@@ -168,7 +168,7 @@ AMERICAS = _countries(
     """
     Canada|Ottawa|English|the Canadian dollar|maple syrup
     加拿大|渥太华|英语|加元|枫糖浆
-    the United States|Washington, D.C.|English|the US dollar|the Statue of Liberty
+    the United States|Washington|English|the US dollar|the Statue of Liberty
     美国|华盛顿|英语|美元|自由女神像
     Mexico|Mexico City|Spanish|the Mexican peso|tacos and old pyramids
     墨西哥|墨西哥城|西班牙语|墨西哥比索|玉米卷饼和古老的金字塔

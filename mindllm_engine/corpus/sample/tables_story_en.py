@@ -325,6 +325,7 @@ RIVALS = [
     ("swan", "duck", "swim", "to the island"),
     ("deer", "hedgehog", "run a race", "to the river"),
 ]
+FABLE_SEASONS = ["spring", "summer", "autumn"]
 FABLE = [
     [
         "Once upon a time, {a_proud} and {a_steady} lived {home}.",
