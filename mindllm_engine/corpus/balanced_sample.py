@@ -36,9 +36,10 @@ def balanced_sample(
 ) -> Iterator[str]:
     """Texts of about `budget_bytes` of UTF-8 in all, the same for the same files and seed.
 
-    Each text comes from the language that has given the fewest bytes so far, and there from the source that has; a source
-    that is used up leaves its share to the others of its language, then to the other languages. A source larger than
-    its share is sampled over all its files, not from their heads. Bad records are passed over (tokenizing counts them).
+    Each text comes from the language that has given the fewest bytes so far, and there from the source that has; a
+    source that is used up leaves its share to the others of its language, then to the other languages. A source larger
+    than its share is sampled over all its files, not from their heads. Bad records are passed over (tokenizing counts
+    them).
     """
     languages = {source.lang for source in sources}
     sources_of = {lang: sum(source.lang == lang for source in sources) for lang in languages}
@@ -63,7 +64,7 @@ def balanced_sample(
 def _spread(source: SampledSource, share_bytes: float, seed: int, text_field: str) -> Iterator[str]:
     """A random part of the documents about as large as the share, then, in case it was too small, the rest."""
     text_bytes = sum(
-        os.path.getsize(path) * (1 if path.endswith(("l", "n")) else _COMPRESSION) for path in source.paths
+        os.path.getsize(path) * (1 if path.endswith((".jsonl", ".json")) else _COMPRESSION) for path in source.paths
     )
     chance = min(1.0, share_bytes / max(1, text_bytes))
     paths = list(source.paths)

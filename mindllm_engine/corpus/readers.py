@@ -1,8 +1,8 @@
 """Text out of JSON lines (plain, gzip, Zstandard) and Parquet files, as a stream.
 
-Reading has two layers. `read_raw_batches` decompresses a file and cuts it into batches of whole records without decoding
-them: about 200 MB/s, so one process can feed many. `parse_batch` turns one batch into texts; it is the part that costs,
-and worker processes run it (mindllm_engine/corpus/tokenize.py). `read_texts` is both in one process.
+Reading has two layers. `read_raw_batches` decompresses a file and cuts it into batches of whole records without
+decoding them, fast enough for one process to feed many. `parse_batch` turns one batch into texts; worker processes run
+it together with the encoding (mindllm_engine/corpus/tokenize.py). `read_texts` is both in one process.
 
 A bad record never stops a run by default: it is counted under a reason, with the place of the first one.
 """
@@ -90,8 +90,8 @@ class BadRecords:
 def expand_paths(patterns: str | Iterable[str]) -> list[str]:
     """The files that glob patterns name, sorted within each pattern, each file once.
 
-    `~` and environment variables are expanded. Raises DataError for a pattern that matches nothing, and for a file whose
-    suffix has no reader, so that a run of hours does not end on its last file.
+    `~` and environment variables are expanded. Raises DataError for a pattern that matches nothing, and for a file
+    whose suffix has no reader, so that a run of hours does not end on its last file.
     """
     paths: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -166,7 +166,7 @@ def read_texts(
             yield from texts
 
 
-# -- One record ----------------------------------------------------------------------------------------------------------
+# -- One record ---
 
 
 class _BadRecord(Exception):
@@ -202,7 +202,7 @@ def _text_of_line(line: bytes, text_field: str) -> str:
 
 
 def _loads_leniently(line: bytes) -> Any:
-    """Python's own `json.dumps` writes NaN and lone surrogates, which orjson refuses; beside a good text they do no harm."""
+    """Python's own `json.dumps` writes NaN and lone surrogates, which orjson refuses; in other fields they do no harm."""
     try:
         line_text = line.decode("utf-8")
     except UnicodeDecodeError:
@@ -230,7 +230,7 @@ def _text_of_cell(cell: bytes | None, text_field: str) -> str:
         raise _BadRecord(INVALID_UTF8) from None
 
 
-# -- JSON lines ----------------------------------------------------------------------------------------------------------
+# -- JSON lines ---
 
 
 class _Decompressor(Protocol):
@@ -305,7 +305,7 @@ def _inflate(path: str, file: BinaryIO, format_name: str, new_decompressor: Call
         raise DataError(f"{path}: ends in the middle of its {format_name} data: the file is truncated")
 
 
-# -- Parquet -------------------------------------------------------------------------------------------------------------
+# -- Parquet ---
 
 
 def _read_parquet(path: str, text_field: str, batch_bytes: int) -> Iterator[RowBatch]:
@@ -353,9 +353,8 @@ def _check_text_column(path: str, text_field: str, schema: Any) -> None:
 
 
 _Reader = Callable[[str, str, int], Iterator[RawBatch]]
-_READERS: dict[str, _Reader] = {
-    suffix: _read_json_lines for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
-} | {".parquet": _read_parquet}
+_JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
+_READERS: dict[str, _Reader] = dict.fromkeys(_JSON_SUFFIXES, _read_json_lines) | {".parquet": _read_parquet}
 
 
 def _reader_for(path: str) -> _Reader:
