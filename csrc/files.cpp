@@ -112,7 +112,7 @@ void sync_folder_of(const std::string& path) {
 MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
     const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never wait for a pipe's writer
     if (descriptor < 0) throw IoError(errno, path_);
-    struct stat status {};
+    struct stat status{};
     if (::fstat(descriptor, &status) != 0) {
         const int code = errno;
         ::close(descriptor);

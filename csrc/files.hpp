@@ -1,4 +1,4 @@
-// Files as the native code uses them: a staged output that appears under its name only when complete, and a read-only map.
+// Files as the native code uses them: a staged output that appears only when complete, and a read-only map.
 #pragma once
 
 #include <sys/types.h>

@@ -35,11 +35,12 @@ void TokenFileReader::read_header() {
         throw FormatError(path, "bad magic: not the index of a Megatron token file");
     }
     if (index_.bytes() < kIndexHeaderBytes) {
-        throw FormatError(path, "the index is truncated: " + std::to_string(index_.bytes()) + " bytes, the header alone has " +
-                                    std::to_string(kIndexHeaderBytes));
+        throw FormatError(path, "the index is truncated: " + std::to_string(index_.bytes()) +
+                                    " bytes, the header alone has " + std::to_string(kIndexHeaderBytes));
     }
     const auto version = load<uint64_t>(header + kVersionAt);
-    if (version != kIndexVersion) throw FormatError(path, "bad version " + std::to_string(version) + ", only 1 is known");
+    if (version != kIndexVersion)
+        throw FormatError(path, "bad version " + std::to_string(version) + ", only 1 is known");
     const auto type = token_type_from_code(header[kTypeAt]);
     if (!type) {
         const int code = header[kTypeAt];
@@ -60,8 +61,9 @@ void TokenFileReader::read_header() {
                                     std::to_string(index_.bytes()) + " bytes");
     }
     if (12 * sequences + 8 * starts != room) {
-        throw FormatError(path, "the counts do not fit the size of the index: " +
-                                    std::to_string(room - 12 * sequences - 8 * starts) + " bytes follow the last entry");
+        throw FormatError(
+            path, "the counts do not fit the size of the index: " + std::to_string(room - 12 * sequences - 8 * starts) +
+                      " bytes follow the last entry");
     }
     sequences_ = static_cast<int64_t>(sequences);
     documents_ = static_cast<int64_t>(starts) - 1;
@@ -77,7 +79,8 @@ void TokenFileReader::check_documents() const {
         const int64_t first = first_sequence(document);
         if (first < previous || first > sequences_) {
             throw FormatError(index_.path(), "document " + text(document - 1) + " ends at sequence " + text(first) +
-                                                 ", which is before its start or after the last of " + text(sequences_));
+                                                 ", which is before its start or after the last of " +
+                                                 text(sequences_));
         }
         previous = first;
     }
@@ -87,13 +90,13 @@ void TokenFileReader::check_documents() const {
     }
 }
 
-// Returns the bytes that the sequences take. No overflow: that would need more than 2^29 sequences of 2^31 int64 tokens,
-// whose offsets the comparison below would have refused unless they were all right.
+// Returns the bytes that the sequences take.
 int64_t TokenFileReader::check_offsets() const {
     int64_t expected = 0;
     for (int64_t i = 0; i < sequences_; ++i) {
         const int64_t length = sequence_length(i), offset = sequence_offset(i);
-        if (length < 0) throw FormatError(index_.path(), "sequence " + text(i) + " has a negative length, " + text(length));
+        if (length < 0)
+            throw FormatError(index_.path(), "sequence " + text(i) + " has a negative length, " + text(length));
         if (offset != expected) {
             const bool misaligned = offset % type_.bytes != 0;
             throw FormatError(index_.path(), "the offset of sequence " + text(i) + " is " + text(offset) +
@@ -110,13 +113,15 @@ int64_t TokenFileReader::check_offsets() const {
 void TokenFileReader::check_data_size(int64_t expected_bytes) const {
     const auto expected = static_cast<uint64_t>(expected_bytes);
     if (data_.bytes() == expected) return;
-    const std::string sizes =
-        std::to_string(data_.bytes()) + " bytes, the index says " + std::to_string(expected);
+    const std::string sizes = std::to_string(data_.bytes()) + " bytes, the index says " + std::to_string(expected);
     if (data_.bytes() == 0) throw FormatError(data_.path(), "the data is empty: " + sizes);
     if (data_.bytes() % static_cast<uint64_t>(type_.bytes) != 0) {
-        throw FormatError(data_.path(), "misaligned: not a whole number of " + std::string(type_.name) + " tokens: " + sizes);
+        throw FormatError(data_.path(),
+                          "misaligned: not a whole number of " + std::string(type_.name) + " tokens: " + sizes);
     }
-    throw FormatError(data_.path(), (data_.bytes() < expected ? "shorter than its index says: " : "longer than its index says: ") + sizes);
+    throw FormatError(
+        data_.path(),
+        (data_.bytes() < expected ? "shorter than its index says: " : "longer than its index says: ") + sizes);
 }
 
 int64_t TokenFileReader::document_start(int64_t document) const {
@@ -126,7 +131,8 @@ int64_t TokenFileReader::document_start(int64_t document) const {
     const int64_t sequence = first_sequence(document);
     if (sequence == sequences_) return tokens_;
     // The index was right when it was opened; if its file has been changed since, stay inside the maps all the same.
-    if (sequence < 0 || sequence > sequences_) throw FormatError(index_.path(), "the index has changed since it was opened");
+    if (sequence < 0 || sequence > sequences_)
+        throw FormatError(index_.path(), "the index has changed since it was opened");
     return sequence_offset(sequence) / type_.bytes;
 }
 
@@ -155,7 +161,8 @@ void TokenFileReader::gather(const int64_t* starts, const int64_t* counts, int64
     int64_t left = room;
     for (int64_t i = 0; i < n; ++i) {
         require_range(starts[i], counts[i]);
-        if (counts[i] > left) throw std::out_of_range(prefix_ + ": the ranges hold more than the " + text(room) + " items of out");
+        if (counts[i] > left)
+            throw std::out_of_range(prefix_ + ": the ranges hold more than the " + text(room) + " items of out");
         left -= counts[i];
     }
     if (left != 0) throw std::out_of_range(prefix_ + ": the ranges leave " + text(left) + " items of out unwritten");

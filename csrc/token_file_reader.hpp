@@ -17,8 +17,8 @@ struct StrayToken {
     int64_t id;
 };
 
-// The tokens of a file are one stream, numbered from 0; documents are stretches of it, and may hold several of Megatron's
-// sequences. Immutable, so safe to share among threads. Keeps nothing in memory but the two maps.
+// The tokens of a file are one stream, numbered from 0; documents are stretches of it, and may hold several of
+// Megatron's sequences. Immutable, so safe to share among threads. Keeps nothing in memory but the two maps.
 class TokenFileReader {
   public:
     // Throws IoError for a file that cannot be opened, FormatError for one that is damaged; both name the file.
@@ -39,8 +39,8 @@ class TokenFileReader {
     // Throws std::out_of_range unless 0 <= start and start + count <= tokens().
     void require_range(int64_t start, int64_t count) const;
 
-    // Copies `n` ranges of the stream back to back to `out`, which has room for exactly `room` items: the counts must add
-    // up to it. Everything is checked before anything is copied, but for int64 tokens beyond int32 (FormatError).
+    // Copies `n` ranges of the stream back to back to `out`, which has room for exactly `room` items: the counts must
+    // add up to it. Everything is checked before anything is copied, but for int64 tokens beyond int32 (FormatError).
     template <typename T>
     void gather(const int64_t* starts, const int64_t* counts, int64_t n, T* out, int64_t room) const;
 

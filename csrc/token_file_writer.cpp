@@ -18,7 +18,8 @@ namespace {
 constexpr int64_t kBlock = 1 << 16;  // items converted, checked or derived at a time
 
 TokenTypeInfo writable_type(const std::string& name) {
-    if (name != "uint16" && name != "int32") throw FormatError("token dtype '" + name + "' is neither uint16 nor int32");
+    if (name != "uint16" && name != "int32")
+        throw FormatError("token dtype '" + name + "' is neither uint16 nor int32");
     return *token_type_from_name(name);
 }
 
@@ -140,7 +141,8 @@ void TokenFileWriter::check_ids(const T* tokens, int64_t count, const int64_t* l
     const uint64_t limit = static_cast<uint64_t>(largest_id(type_.type));
     if (std::is_unsigned_v<T> && std::numeric_limits<T>::max() <= limit) return;
     // As an unsigned number a negative id is at least half the range, hence too large unless the limit is clipped here.
-    const auto bound = static_cast<Unsigned>(std::min<uint64_t>(limit, static_cast<uint64_t>(std::numeric_limits<T>::max())));
+    const auto bound =
+        static_cast<Unsigned>(std::min<uint64_t>(limit, static_cast<uint64_t>(std::numeric_limits<T>::max())));
     for (int64_t start = 0; start < count; start += kBlock) {
         const T* const end = tokens + std::min(start + kBlock, count);
         bool wrong = false;
@@ -168,7 +170,8 @@ void TokenFileWriter::write_tokens(const T* tokens, int64_t count) {
         std::vector<Target> block(static_cast<size_t>(std::min(count, kBlock)));
         for (int64_t start = 0; start < count; start += kBlock) {
             const int64_t size = std::min(kBlock, count - start);
-            std::transform(tokens + start, tokens + start + size, block.begin(), [](T id) { return static_cast<Target>(id); });
+            std::transform(tokens + start, tokens + start + size, block.begin(),
+                           [](T id) { return static_cast<Target>(id); });
             data_->write(block.data(), static_cast<size_t>(size) * sizeof(Target));
         }
     });
@@ -197,9 +200,9 @@ void TokenFileWriter::append_all(const TokenFileReader& other) {
     for (int64_t start = 0; start < other.documents(); start += kBlock) {
         const int64_t end = std::min(start + kBlock, other.documents());
         other.document_lengths(start, end, lengths.data());
-        const int64_t first = other.document_start(start);
-        append_locked(reinterpret_cast<const T*>(other.address(first)), other.document_start(end) - first, lengths.data(),
-                      end - start);
+        const int64_t first = other.document_start(start), count = other.document_start(end) - first;
+        other.require_range(first, count);  // the index may have been changed since it was opened
+        append_locked(reinterpret_cast<const T*>(other.address(first)), count, lengths.data(), end - start);
     }
 }
 

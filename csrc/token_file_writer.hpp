@@ -37,15 +37,16 @@ class IndexWriter {
     int64_t documents_ = 0;
 };
 
-// Appends documents to `<prefix>.bin.tmp` and `<prefix>.idx.tmp`; `finalize` makes them durable and renames them, the .idx
-// last. Files of the same name that exist stay untouched until then. A failed system call aborts. Thread-safe.
+// Appends documents to `<prefix>.bin.tmp` and `<prefix>.idx.tmp`; `finalize` makes them durable and renames them, the
+// .idx last. Files of the same name that exist stay untouched until then. A failed system call aborts. Thread-safe.
 class TokenFileWriter {
   public:
     // `type` is "uint16" or "int32"; FormatError for any other.
     TokenFileWriter(const std::string& prefix, const std::string& type);
 
-    // Appends `documents` documents of `lengths` tokens each, lying back to back in `tokens`. All or nothing: FormatError,
-    // naming the value, for an id below 0 or above the type's maximum, or lengths that do not add up to `count`.
+    // Appends `documents` documents of `lengths` tokens each, lying back to back in `tokens`. All or nothing:
+    // FormatError, naming the value, for an id below 0 or above the type's maximum, or lengths that do not add up to
+    // `count`.
     template <typename T>
     void append(const T* tokens, int64_t count, const int64_t* lengths, int64_t documents);
 

@@ -47,10 +47,17 @@ void append(TokenFileWriter& writer, const py::array& tokens, const Int64Array& 
     require_integers(tokens, "tokens");
     const bool is_signed = tokens.dtype().kind() == 'i';
     switch (tokens.itemsize()) {
-        case 1: return is_signed ? append_as<int8_t>(writer, tokens, lengths) : append_as<uint8_t>(writer, tokens, lengths);
-        case 2: return is_signed ? append_as<int16_t>(writer, tokens, lengths) : append_as<uint16_t>(writer, tokens, lengths);
-        case 4: return is_signed ? append_as<int32_t>(writer, tokens, lengths) : append_as<uint32_t>(writer, tokens, lengths);
-        default: return is_signed ? append_as<int64_t>(writer, tokens, lengths) : append_as<uint64_t>(writer, tokens, lengths);
+        case 1:
+            return is_signed ? append_as<int8_t>(writer, tokens, lengths) : append_as<uint8_t>(writer, tokens, lengths);
+        case 2:
+            return is_signed ? append_as<int16_t>(writer, tokens, lengths)
+                             : append_as<uint16_t>(writer, tokens, lengths);
+        case 4:
+            return is_signed ? append_as<int32_t>(writer, tokens, lengths)
+                             : append_as<uint32_t>(writer, tokens, lengths);
+        default:
+            return is_signed ? append_as<int64_t>(writer, tokens, lengths)
+                             : append_as<uint64_t>(writer, tokens, lengths);
     }
 }
 
@@ -113,16 +120,18 @@ void gather(const TokenFileReader& reader, const py::array& starts, const py::ar
 
 void bind_writer(py::module_& module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
-    py::class_<TokenFileWriter>(module, "TokenFileWriter",
-                                "Writes `<prefix>.bin` and `<prefix>.idx`, which appear under these names at `finalize` only.\n\n"
-                                "Thread-safe. Without `finalize` the temporary files are deleted. A failed system call raises\n"
-                                "OSError with errno and file name, and aborts.")
+    py::class_<TokenFileWriter>(
+        module, "TokenFileWriter",
+        "Writes `<prefix>.bin` and `<prefix>.idx`, which appear under these names at `finalize` only.\n\n"
+        "Thread-safe. Without `finalize` the temporary files are deleted. A failed system call raises\n"
+        "OSError with errno and file name, and aborts.")
         .def(py::init([](const Path& prefix, const std::string& dtype) {
                  return std::make_unique<TokenFileWriter>(prefix.string(), dtype);
              }),
              py::arg("prefix"), py::arg("dtype"), "`dtype`: \"uint16\" or \"int32\" (ValueError else).")
-        .def("append", &append_document, py::arg("tokens"),
-             "Append one document: integers[tokens]. ValueError names an id that does not fit; nothing is written then.")
+        .def(
+            "append", &append_document, py::arg("tokens"),
+            "Append one document: integers[tokens]. ValueError names an id that does not fit; nothing is written then.")
         .def(
             "append_many",
             [](TokenFileWriter& writer, const py::array& tokens, const py::array& lengths) {
@@ -143,11 +152,12 @@ void bind_writer(py::module_& module) {
 
 void bind_reader(py::module_& module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
-    py::class_<TokenFileReader>(module, "TokenFileReader",
-                                "Reads `<prefix>.bin` and `<prefix>.idx` through read-only memory maps.\n\n"
-                                "Opening validates both: ValueError for a damaged one, OSError for one that cannot be opened.\n"
-                                "The tokens are one stream, numbered from 0. Immutable and thread-safe. Ranges outside the\n"
-                                "stream raise IndexError.")
+    py::class_<TokenFileReader>(
+        module, "TokenFileReader",
+        "Reads `<prefix>.bin` and `<prefix>.idx` through read-only memory maps.\n\n"
+        "Opening validates both: ValueError for a damaged one, OSError for one that cannot be opened.\n"
+        "The tokens are one stream, numbered from 0. Immutable and thread-safe. Ranges outside the\n"
+        "stream raise IndexError.")
         .def(py::init([](const Path& prefix) { return std::make_unique<TokenFileReader>(prefix.string()); }),
              py::arg("prefix"), NoGil())
         .def_property_readonly("documents", &TokenFileReader::documents)
@@ -162,7 +172,8 @@ void bind_reader(py::module_& module) {
              "A read-only view of a range of the stream, without a copy.")
         .def("gather", &gather, py::arg("starts"), py::arg("counts"), py::arg("out").noconvert(),
              "Copy n ranges of the stream back to back to `out`, converting the dtype.\n\n"
-             "starts, counts: int64[n]; out: contiguous int32 or int64 with exactly sum(counts) items. IndexError for a\n"
+             "starts, counts: int64[n]; out: contiguous int32 or int64 with exactly sum(counts) items. IndexError for "
+             "a\n"
              "range outside the stream or another sum, before anything is copied.")
         .def("max_token", &TokenFileReader::max_token, NoGil(), "The largest id, by a scan; -1 in an empty file.")
         .def(

@@ -35,7 +35,7 @@ struct TokenTypeInfo {
 };
 
 constexpr TokenTypeInfo kTokenTypes[] = {
-    {TokenType::kU8, "uint8", 1}, {TokenType::kI8, "int8", 1},   {TokenType::kI16, "int16", 2},
+    {TokenType::kU8, "uint8", 1},  {TokenType::kI8, "int8", 1},   {TokenType::kI16, "int16", 2},
     {TokenType::kI32, "int32", 4}, {TokenType::kI64, "int64", 8}, {TokenType::kU16, "uint16", 2},
 };
 

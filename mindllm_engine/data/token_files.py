@@ -58,6 +58,8 @@ class Manifest:
     """The size in bytes of the chunks of the .bin that `chunks` has checksums for; the last one may be shorter."""
     chunks: list[str]
     """The xxh3_64 of each chunk of the .bin, 16 hexadecimal digits each, in order."""
+    index_checksum: str
+    """The xxh3_64 of the .idx. Its document starts have no redundancy that opening the file could check."""
 
     def save(self, prefix: str | Path) -> None:
         """Write `<prefix>.json`, which appears complete or not at all. Raises DataError if it cannot be written."""
@@ -195,7 +197,14 @@ class TokenFile:
             )
 
     def verify_chunks(self) -> None:
-        """Read the whole .bin; raise DataError for the first chunk whose checksum is not the manifest's."""
+        """Read all of the .bin and .idx; raise DataError for the first checksum that is not the manifest's."""
+        with _reading(self.prefix):
+            found = _index_checksum(self.prefix)
+        if found != self.manifest.index_checksum:
+            raise DataError(
+                f"{self.prefix}.idx: damaged: its checksum is {found}, the manifest says "
+                f"{self.manifest.index_checksum}; restore the file from a copy or rebuild it"
+            )
         hasher = _ChunkHasher(self.manifest.chunk_bytes)
         hasher.update(self.read(0, self.tokens))
         for index, (found, expected) in enumerate(zip(hasher.finish(), self.manifest.chunks, strict=True)):
@@ -246,6 +255,7 @@ class TokenFileBuilder:
             text_bytes=0,
             chunk_bytes=CHUNK_BYTES,
             chunks=[],
+            index_checksum="",
         )
         self.prefix = Path(prefix)
         self._hasher = _ChunkHasher(CHUNK_BYTES)
@@ -294,6 +304,7 @@ class TokenFileBuilder:
             _with_suffix(self.prefix, ".json").unlink(missing_ok=True)
             self._writer.finalize()
         try:
+            self.manifest.index_checksum = _index_checksum(self.prefix)
             self.manifest.save(self.prefix)
         except BaseException:
             for suffix in (".idx", ".bin"):
@@ -338,6 +349,10 @@ class _ChunkHasher:
         self._done.append(self._hash.hexdigest())
         self._hash.reset()
         self._room = self._chunk_bytes
+
+
+def _index_checksum(prefix: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(np.memmap(_with_suffix(prefix, ".idx"), mode="r").data)
 
 
 def _with_suffix(prefix: str | Path, suffix: str) -> Path:
