@@ -202,7 +202,7 @@ def _text_of_line(line: bytes, text_field: str) -> str:
 
 
 def _loads_leniently(line: bytes) -> Any:
-    """Python's own `json.dumps` writes NaN and lone surrogates, which orjson refuses; in other fields they do no harm."""
+    """`json.dumps` writes NaN and lone surrogates, which orjson refuses; in other fields that is harmless."""
     try:
         line_text = line.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,0 +1,174 @@
+"""From the `corpus` section of a config to token files: train the tokenizer, tokenize every source, once."""
+
+import glob
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindllm_engine.corpus.atomic_files import exclusive_lock
+from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
+from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
+from mindllm_engine.corpus.tokenize import TokenizedSource, tokenize_source
+from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
+from mindllm_engine.errors import ConfigError
+
+DEFAULT_DATA_DIR = "../shared/data"
+"""What ${MINDLLM_DATA} stands for where it is not set."""
+
+_TOKENIZER_SEED = 0
+
+
+@dataclass
+class SourceText:
+    """The raw text of one source."""
+
+    path: str
+    """Glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment variables
+    such as ${MINDLLM_DATA} are expanded."""
+    lang: str
+    """The language, such as `zh` or `en`: the tokenizer is trained on equal parts of each."""
+    category: str
+    """The kind of text, such as `book` or `code`; `blocked` plans order the sources by it."""
+
+
+@dataclass
+class CorpusConfig:
+    """The `corpus` section of a run's config."""
+
+    dir: str
+    """Folder for the tokenizer and the token files. `~` and environment variables are expanded."""
+    sources: dict[str, SourceText]
+    """The sources by name; mixture plans call them by it."""
+    tokenizer_vocab_size: int
+    """Number of ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id takes 2 bytes,
+    from there on 4."""
+    tokenizer_train_bytes: int
+    """How many bytes of text to train the tokenizer on, in equal parts from each language and source. Training takes
+    about 20 bytes of memory for each."""
+    holdout: float
+    """Share of the documents to keep from training for validation, from 0 to below 1."""
+    text_field: str = "text"
+    """The field or column of a record that holds its text."""
+    on_bad_record: OnBadRecord = "skip"
+    """`skip` counts records that are malformed or have no text, by reason; `error` stops at the first one."""
+    sample_seed: int | None = None
+    """If given, and no file of any source exists, a small corpus made from this seed is written where the sources are
+    expected (all in one folder)."""
+
+
+@dataclass
+class PreparedCorpus:
+    """Where a prepared corpus lies."""
+
+    tokenizer_path: str
+    train_prefixes: list[str]
+    """Prefix of the token file of each source, in the config's order."""
+    heldout_prefixes: list[str]
+    """The same of the held-out documents, without the sources that have none."""
+
+
+def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
+    """Train the tokenizer to `<dir>/tokenizer.model` if there is none, tokenize every source into `<dir>/tokens/`.
+
+    Returns at once if all is done. Safe for several processes at once, also on several nodes where the file system has
+    locks: the first works, the others wait and find it done. What was done before a stop is not done again.
+
+    Raises ConfigError for an impossible value, and DataError if text is missing or unfit, or if the folder holds a
+    tokenizer or a source made with other settings.
+    """
+    _check(config)
+    folder = Path(expand_path(config.dir))
+
+    def on_wait() -> None:
+        _say(f"another process is preparing {folder}; waiting for it")
+
+    with exclusive_lock(folder / ".lock", on_wait):
+        if config.sample_seed is not None:
+            _write_sample_if_absent(config.sources, config.sample_seed)
+        tokenizer_path = folder / "tokenizer.model"
+        if tokenizer_path.exists():
+            _check_tokenizer(tokenizer_path, config)
+        else:
+            _train_tokenizer(tokenizer_path, config)
+        done = [_tokenize(name, source, folder, config) for name, source in config.sources.items()]
+    heldout = [source.heldout_prefix for source in done if source.heldout_prefix is not None]
+    return PreparedCorpus(str(tokenizer_path), [source.train_prefix for source in done], heldout)
+
+
+def expand_path(path: str) -> str:
+    """Expand `~` and environment variables; MINDLLM_DATA has a default. ConfigError for a variable that is not set."""
+    if "MINDLLM_DATA" not in os.environ:
+        path = re.sub(r"\$(\{MINDLLM_DATA\}|MINDLLM_DATA\b)", DEFAULT_DATA_DIR, path)
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\{?\w+\}?", expanded):
+        raise ConfigError(f"path '{path}': the environment variable {unset[0]} is not set")
+    return expanded
+
+
+def _check(config: CorpusConfig) -> None:
+    if not config.sources:
+        raise ConfigError("corpus.sources is empty: name at least one source")
+    if config.tokenizer_vocab_size < 1:
+        raise ConfigError(f"corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; it must be positive")
+    if config.tokenizer_train_bytes < 1:
+        raise ConfigError(f"corpus.tokenizer_train_bytes is {config.tokenizer_train_bytes}; it must be positive")
+    if not 0 <= config.holdout < 1:
+        raise ConfigError(f"corpus.holdout is {config.holdout}; it is a share, from 0 to below 1")
+
+
+def _write_sample_if_absent(sources: dict[str, SourceText], seed: int) -> None:
+    patterns = [expand_path(source.path) for source in sources.values()]
+    if any(glob.glob(pattern) for pattern in patterns):
+        return
+    folders = {os.path.dirname(pattern) for pattern in patterns}
+    if len(folders) > 1 or any(glob.has_magic(folder) for folder in folders):
+        raise ConfigError(
+            f"corpus.sample_seed writes the sample into one folder, but the sources lie in {', '.join(sorted(folders))}"
+        )
+    from mindllm_engine.corpus.sample import write_sample_corpus
+
+    folder = folders.pop()
+    _say(f"writing a sample corpus to {folder}")
+    write_sample_corpus(folder, seed)
+
+
+def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
+    found = Tokenizer(path).vocab_size
+    if found != config.tokenizer_vocab_size:
+        raise ConfigError(
+            f"{path}: has {found} ids, but corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; set it to {found}, "
+            "or choose another corpus.dir"
+        )
+
+
+def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
+    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
+    sources = [
+        SampledSource(name, source.lang, expand_paths(expand_path(source.path)))
+        for name, source in config.sources.items()
+    ]
+    texts = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
+    train_tokenizer(texts, config.tokenizer_vocab_size, path)
+
+
+def _tokenize(name: str, source: SourceText, folder: Path, config: CorpusConfig) -> TokenizedSource:
+    tokenized = tokenize_source(
+        expand_path(source.path),
+        folder / "tokens",
+        name=name,
+        lang=source.lang,
+        category=source.category,
+        tokenizer_path=folder / "tokenizer.model",
+        holdout=config.holdout,
+        text_field=config.text_field,
+        on_bad_record=config.on_bad_record,
+    )
+    if not tokenized.up_to_date:
+        _say(tokenized.summary())
+    return tokenized
+
+
+def _say(line: str) -> None:
+    print(f"corpus: {line}", file=sys.stderr, flush=True)
