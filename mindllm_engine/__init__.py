@@ -1,3 +1,3 @@
-"""MindLLM engine: pre-train 1-3 B parameter bilingual language models. docs/architecture.md has the plan of the house."""
+"""MindLLM engine: pre-train 1-3 B parameter bilingual language models. The plan is docs/architecture.md."""
 
 __version__ = "0.1.0"

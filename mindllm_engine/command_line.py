@@ -1,13 +1,26 @@
-"""How every tool ends: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+"""What every tool shares: typed dataclasses as the only schema of its arguments, and one line for a user's mistake.
 
+A tool reads `--config file.yaml` and dotted overrides (`--optim.lr 3e-4`) through jsonargparse into a dataclass
+(`parse_arguments`), and runs under `run_tool`, which turns a `MindLLMError` into `error: <one line>` and exit code 2.
+"""
+
+import dataclasses
+import difflib
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
-from mindllm_engine.errors import MindLLMError
+from mindllm_engine.errors import ConfigError, MindLLMError
 
 USER_ERROR_EXIT_CODE = 2
+
+Schema = TypeVar("Schema")
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -26,3 +39,157 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def parse_arguments(schema: type[Schema], description: str, argv: list[str] | None = None) -> Schema:
+    """Command-line arguments as an instance of the dataclass `schema`.
+
+    `--config FILE` (YAML) may be given, and any field as a dotted option, which wins over a file given before it.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a wrong type or a missing value, before anything runs.
+    """
+    import jsonargparse
+
+    argv = sys.argv[1:] if argv is None else argv
+    _check_keys(schema, argv)
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of the fields below")
+    parser.add_class_arguments(schema)
+    try:
+        parsed = parser.instantiate(parser.parse_args(argv))
+    except (jsonargparse.ArgumentError, jsonargparse.ParserError, TypeError, ValueError) as error:
+        raise ConfigError(_one_line(str(error), argv)) from error
+    return schema(**{field.name: parsed[field.name] for field in dataclasses.fields(typing.cast(Any, schema))})
+
+
+def config_to_yaml(config: Any) -> str:
+    """A dataclass instance as YAML that `parse_arguments` reads back to an equal instance."""
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def _config_files(argv: list[str]) -> Iterator[str]:
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            yield argv[position + 1]
+        elif argument.startswith("--config="):
+            yield argument.removeprefix("--config=")
+
+
+def _check_keys(schema: type, argv: list[str]) -> None:
+    """Refuse unknown keys in config files and options by name, which jsonargparse reports without the nearest key."""
+    for path in _config_files(argv):
+        _check_mapping(schema, read_yaml(path), prefix="", where=str(path))
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name = argument[2:].split("=")[0]
+        if name in ("config", "help", "print_config"):
+            continue
+        _check_option(schema, name)
+
+
+def _check_option(schema: type, name: str) -> None:
+    expected: Any = schema
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        nested = _dataclass_in(expected)
+        if nested is not None:
+            fields = typing.get_type_hints(nested)
+            part = part.removesuffix("+")
+            if part not in fields:
+                raise _unknown_key(part, fields, prefix="".join(p + "." for p in parts[:depth]), where="command line")
+            expected = fields[part]
+        else:
+            value_type = _mapping_value(expected)
+            if value_type is None:
+                return
+            expected = value_type
+
+
+def _check_mapping(schema: type, content: dict[str, Any], prefix: str, where: str) -> None:
+    fields = typing.get_type_hints(schema)
+    for key, value in content.items():
+        if key not in fields:
+            raise _unknown_key(str(key), fields, prefix, where)
+        for path, nested, mapping in _nested_mappings(fields[key], value, f"{prefix}{key}"):
+            _check_mapping(nested, mapping, path + ".", where)
+
+
+def _nested_mappings(expected: Any, value: Any, path: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
+    """The (path, dataclass, mapping) triples directly under a field: itself, or the entries of its list or dictionary."""
+    nested = _dataclass_in(expected)
+    if nested is not None and isinstance(value, dict):
+        yield path, nested, value
+    elif isinstance(value, list):
+        for item_type in typing.get_args(expected)[:1]:
+            for position, item in enumerate(value):
+                yield from _nested_mappings(item_type, item, f"{path}[{position}]")
+    elif isinstance(value, dict):
+        value_type = _mapping_value(expected)
+        if value_type is not None:
+            for key, item in value.items():
+                yield from _nested_mappings(value_type, item, f"{path}.{key}")
+
+
+def _without_none(expected: Any) -> list[Any]:
+    """The alternatives of an optional or union type, `None` left out."""
+    if isinstance(expected, types.UnionType) or typing.get_origin(expected) is typing.Union:
+        return [part for part in typing.get_args(expected) if part is not type(None)]
+    return [expected]
+
+
+def _dataclass_in(expected: Any) -> type | None:
+    for part in _without_none(expected):
+        if dataclasses.is_dataclass(part) and isinstance(part, type):
+            return part
+    return None
+
+
+def _mapping_value(expected: Any) -> Any | None:
+    for part in _without_none(expected):
+        if typing.get_origin(part) is dict:
+            return typing.get_args(part)[1]
+    return None
+
+
+def _unknown_key(key: str, fields: dict[str, Any], prefix: str, where: str) -> ConfigError:
+    nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    advice = f"did you mean {prefix}{nearest[0]!s}?" if nearest else f"valid here: {', '.join(fields)}"
+    return ConfigError(f"{where}: unknown key {prefix}{key}; {advice}")
+
+
+def _one_line(message: str, argv: list[str]) -> str:
+    """jsonargparse's report, which spans lines and repeats itself for nested optional types, as one line."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    expected = re.findall(r"(Expected an? .*?|Key \"[^\"]+\" is required.*?|.*is required.*?|invalid .*?)(?:\n|$)", message)
+    expected = [part for part in expected if "NoneType" not in part or len(expected) == 1]
+    where = ", ".join(_config_files(argv)) or "command line"
+    path: list[str] = []
+    for key in keys:
+        path = key.split(".") if key.startswith(".".join(path) + ".") or not path else [*path, *key.split(".")]
+    if keys and expected:
+        reason = expected[0].strip().rstrip(".").replace("<class '", "").replace("'>", "")
+        return f"{where}: {'.'.join(path)}: {reason[0].lower()}{reason[1:]}"
+    return f"{where}: {' '.join(message.split())}"

@@ -1,0 +1,55 @@
+# The commands of the project. Each does its own set-up in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One process a GPU; two on a machine without one.
+PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)')
+# Ranks set their own number of threads; this silences torchrun's advice about it.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo real-text test lint format bench bench-gpu clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The engine and what it needs to train.
+$(VENV)/.installed: $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+# What tests and lint need besides.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/python tools/prepare_corpus.py --config configs/demo.yaml
+	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/demo.yaml
+	$(BIN)/python tools/report_run.py --run runs/demo
+
+# The 14 real sources under $MINDLLM_DATA (see configs/real_text.yaml): about 45 minutes on two cores.
+real-text: setup
+	$(BIN)/python tools/prepare_corpus.py --config configs/real_text.yaml
+	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/real_text.yaml
+	$(BIN)/python tools/report_run.py --run runs/real_text
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info mindllm_engine/*.so runs data

@@ -1,0 +1,103 @@
+"""The processes of a run: ranks from torchrun's environment, the device of each, and the group they talk through.
+
+One process for each GPU with NCCL, or any number of processes on the CPU with gloo. A run without torchrun is a world of
+one and creates no group.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# glibc's mallopt parameters (malloc.h)
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST_MALLOC_THRESHOLD = 1 << 30
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank, world_size: position among all processes, and their number.
+        local_rank: position among the processes of this machine; selects the GPU.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def environment_world() -> World:
+    """Rank, size and device by torchrun's environment variables, without creating a process group."""
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return World(rank, world_size, local_rank, device)
+
+
+def start_processes(timeout_minutes: float = 30.0) -> World:
+    """Set up this process's device and join the group of all ranks.
+
+    The group carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
+    """
+    world = environment_world()
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    else:
+        _prepare_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if world.world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return world
+
+
+def stop_processes() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _prepare_cpu(processes_on_machine: int) -> None:
+    """Share the cores among the local processes, and keep freed activations in the process.
+
+    By default glibc returns every large block to the system and faults it in again at the next step.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // processes_on_machine))
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_MALLOC_THRESHOLD)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_MALLOC_THRESHOLD)
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on some rank. Travels between hosts by gloo and does not wait for the device."""
+    tensor = torch.tensor([int(flag)], dtype=torch.int32)
+    return bool(all_reduce_sum(tensor).item())

@@ -1,0 +1,125 @@
+"""The configuration of a run: the one schema of `tools/pretrain.py`, and the checks that need no data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mindllm_engine.corpus.prepare import CorpusConfig
+from mindllm_engine.data.plan import BlockConfig
+from mindllm_engine.errors import ConfigError
+from mindllm_engine.models import ModelConfig
+from mindllm_engine.optim.optimizer import OptimConfig
+
+
+@dataclass
+class RunSection:
+    """The run as a whole.
+
+    Args:
+        dir: run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, tokenizer.model.
+        seed: names the initial weights and the order of the data.
+        resume: `auto` goes on from the newest checkpoint in `dir`, if there is one; `never` refuses a folder with checkpoints.
+        init_from: run folder or checkpoint whose weights to start from (its optimizer and step are left behind). A larger
+            `vocab_size` here extends its embeddings.
+    """
+
+    dir: str
+    seed: int = 1
+    resume: Literal["auto", "never"] = "auto"
+    init_from: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """What is read, in which order. Sources are made from text by the `corpus` section, or named here.
+
+    Args:
+        seq_len: tokens in a sample.
+        blocks: the plan; a single block without a budget by default: all sources by size, shuffled.
+        sources: name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them).
+        heldout: name of a source -> prefix of its held-out documents.
+        tokenizer: the SentencePiece model the token files were made with; checked against them.
+    """
+
+    seq_len: int
+    blocks: list[BlockConfig] = field(default_factory=lambda: [BlockConfig()])
+    sources: dict[str, str] = field(default_factory=dict)
+    heldout: dict[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """The loop.
+
+    Args:
+        steps: optimizer steps of the whole run; the schedule spans them.
+        global_batch_size: samples a step, over all ranks.
+        micro_batch_size: samples a rank takes through the network at a time.
+        precision: bf16 (weights and activations, with fp32 master weights, gradients and statistics) or fp32.
+        stop_after: save and end after this step, as a wall-clock limit would; the schedule is not shortened.
+        log_every: steps between records of the training loss.
+        eval_every: steps between evaluations of the held-out data, besides the first and last step; 0 for those only.
+        eval_tokens: held-out tokens read a source; empty for all.
+        checkpoint_every: steps between checkpoints, besides the last step; 0 for that only.
+        keep_checkpoints: how many of the newest checkpoints to keep; 0 for all.
+        tensorboard: write the records to `dir`/tensorboard as well.
+        wandb_project: write them to this Weights & Biases project as well (needs the extra `[wandb]`).
+    """
+
+    steps: int
+    global_batch_size: int
+    micro_batch_size: int
+    precision: Literal["bf16", "fp32"] = "bf16"
+    stop_after: int | None = None
+    log_every: int = 1
+    eval_every: int = 0
+    eval_tokens: int | None = None
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """A pre-training run, from raw text (or token files) to weights."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    corpus: CorpusConfig | None = None
+
+    def validate(self, world_size: int) -> None:
+        """Raises `ConfigError` naming the first key whose value is impossible, alone or with another."""
+        self.model.validate()
+        for section, names in (
+            (self.train, ("steps", "global_batch_size", "micro_batch_size", "log_every", "stop_after", "eval_tokens")),
+            (self.data, ("seq_len",)),
+        ):
+            for name in names:
+                value = getattr(section, name)
+                if value is not None and value < 1:
+                    raise ConfigError(f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1")
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self.train, name) < 0:
+                raise ConfigError(f"train.{name}: {getattr(self.train, name)} must not be negative")
+        step_unit = self.train.micro_batch_size * world_size
+        if self.train.global_batch_size % step_unit:
+            raise ConfigError(
+                f"train.global_batch_size: {self.train.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size x ranks = {self.train.micro_batch_size} x {world_size}"
+            )
+        if self.data.seq_len > self.model.selected.max_seq_len:
+            raise ConfigError(
+                f"data.seq_len: {self.data.seq_len} is longer than the model's max_seq_len = {self.model.selected.max_seq_len}"
+            )
+        if not self.data.blocks:
+            raise ConfigError("data.blocks: a plan needs one block at least")
+        if (self.corpus is None) == (not self.data.sources):
+            raise ConfigError("data.sources: name token files here, or the text they are made from under corpus (one of the two)")
+        unknown = sorted(set(self.data.heldout) - set(self.data.sources))
+        if unknown:
+            raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
+        self.optim.validate()

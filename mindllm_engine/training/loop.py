@@ -1,0 +1,175 @@
+"""The training loop. One for pre-training, transfer and tuning; it waits for the device only where a number is printed."""
+
+import math
+import signal
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
+from mindllm_engine.errors import MindLLMError
+from mindllm_engine.optim.schedules import learning_rate
+from mindllm_engine.training.checkpoint import save_checkpoint
+from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.losses import SourceLosses, heldout_losses
+from mindllm_engine.training.setup import Run, build_run, check_run_folder, checkpoint_state, open_data
+from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
+
+
+def pretrain(config: RunConfig) -> None:
+    """Train from the beginning or from the newest checkpoint in the run folder, to the last step or a stop.
+
+    Raises:
+        MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
+    """
+    config.validate(environment_world().world_size)
+    data = open_data(config)
+    checkpoint = check_run_folder(config, data)
+    run = None
+    try:
+        run = build_run(config, data, checkpoint, start_processes())
+        train(run)
+    finally:
+        if run is not None and run.progress is not None and run.metrics is not None:
+            run.progress.close()
+            run.metrics.close()
+        stop_processes()
+
+
+def train(run: Run) -> None:
+    """Steps until the last one, `stop_after`, or SIGTERM; then the run is saved."""
+    config = run.config.train
+    stop = StopSignal()
+    stopwatch = Stopwatch()
+    saved_step = run.step
+    if run.step == 0:
+        report_heldout(run)
+    while run.step < config.steps:
+        totals = train_step(run)
+        run.step += 1
+        stopwatch.count(config.global_batch_size * run.config.data.seq_len)
+        last = run.step == config.steps
+        if run.step % config.log_every == 0 or last:
+            report_step(run, totals, stopwatch)
+        if last or is_due(run.step, config.eval_every):
+            report_heldout(run)
+            stopwatch.restart()
+        stopping = any_rank(stop.requested) or run.step == config.stop_after
+        if last or stopping or is_due(run.step, config.checkpoint_every):
+            if run.world.is_first:
+                save_checkpoint(run.checkpoint_folder, checkpoint_state(run), run.optimizer, config.keep_checkpoints)
+            stopwatch.restart()
+        if stopping:
+            break
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What a step leaves on the device to be read if it is reported."""
+
+    losses: SourceLosses
+    grad_norm: Tensor
+    learning_rate: float
+
+
+def train_step(run: Run) -> StepTotals:
+    """One optimizer step over the global batch: forward and backward a micro-batch at a time, reduce, update.
+
+    The gradient is that of the mean loss over the supervised tokens of the whole global batch, however they fall on
+    ranks and micro-batches.
+    """
+    config = run.config
+    batch_size = config.train.global_batch_size
+    batch_tokens = batch_size * config.data.seq_len
+    losses = SourceLosses(len(run.data.sources), run.world.device)
+    for batch in run.loader.micro_batches(run.step * batch_size, batch_size, config.train.micro_batch_size):
+        batch = batch.to(run.world.device)
+        token_losses = run.model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)  # (T,)
+        # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
+        (token_losses.sum() / batch_tokens).backward()
+        losses.add(batch, token_losses)
+    supervised = losses.counted()
+    run.parallel.sum_gradients(supervised)
+    rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
+    grad_norm = run.optimizer.step(rate, grad_scale=batch_tokens / supervised)
+    return StepTotals(losses, grad_norm, rate)
+
+
+def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
+    """Write the record of the step just done. Waits for the device.
+
+    Raises:
+        MindLLMError: the loss is not finite; nothing is saved from here on.
+    """
+    by_source = totals.losses.over_all_ranks()
+    tokens_per_second = stopwatch.restart()
+    loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
+    if not math.isfinite(loss):
+        raise MindLLMError(
+            f"step {run.step}: the loss is {loss}; the newest checkpoint is from before it: lower optim.lr or look at the data"
+        )
+    if run.metrics is None or run.progress is None:
+        return
+    seq_len = run.config.data.seq_len
+    flops = tokens_per_second * run.model.flops_per_token(seq_len)
+    record: dict[str, Any] = {
+        "step": run.step,
+        "tokens": run.step * run.config.train.global_batch_size * seq_len,
+        "loss": loss,
+        "lr": totals.learning_rate,
+        "grad_norm": totals.grad_norm.item(),
+        "tokens_per_second": tokens_per_second,
+        "mfu": flops / (run.peak_flops * run.world.world_size) if run.peak_flops else None,
+        "memory": peak_memory_gib(run.world.device),
+    }
+    for name, (nats, count) in zip(run.data.names, by_source, strict=True):
+        if count:
+            record[f"loss/{name}"] = nats / count
+    run.metrics.write(record)
+    run.progress.show(record)
+
+
+def report_heldout(run: Run) -> None:
+    """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them."""
+    by_source = heldout_losses(run.model, run.heldout, len(run.data.sources), run.world.device)
+    if run.metrics is None or run.progress is None:
+        return
+    record: dict[str, Any] = {"step": run.step, "tokens": run.step * run.config.train.global_batch_size * run.config.data.seq_len}
+    all_nats, all_count, all_bytes = 0.0, 0, 0.0
+    for name, file, (nats, count) in zip(run.data.names, run.data.heldout, by_source, strict=True):
+        if file is None or count == 0:
+            continue
+        # Where eval_tokens cuts the file short, its bytes are taken to be cut in proportion.
+        read = min(run.config.train.eval_tokens or file.tokens, file.tokens)
+        text_bytes = file.manifest.text_bytes * read / file.tokens
+        record[f"heldout_loss/{name}"] = nats / count
+        record[f"heldout_bpb/{name}"] = nats / math.log(2) / text_bytes
+        all_nats, all_count, all_bytes = all_nats + nats, all_count + count, all_bytes + text_bytes
+    if all_count == 0:
+        return
+    record |= {"heldout_loss": all_nats / all_count, "heldout_bpb": all_nats / math.log(2) / all_bytes}
+    run.metrics.write(record)
+    run.progress.say(
+        f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a token, {record['heldout_bpb']:.4f} bits per byte"
+    )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due after this one."""
+    return every > 0 and step % every == 0
+
+
+class StopSignal:
+    """SIGTERM asks the run to end after the step under way; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.previous = signal.signal(signal.SIGTERM, self.request)
+
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.requested = True
+        signal.signal(signal.SIGTERM, self.previous)

@@ -1,0 +1,204 @@
+"""Everything a run needs before its first step: data opened and checked, the network built, a checkpoint read.
+
+`open_data` needs no other rank, so that mistakes in the configuration and the data show before any process group starts.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mindllm_engine.command_line import config_to_yaml
+from mindllm_engine.corpus.prepare import prepare_corpus
+from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.data.loader import Batch, Loader, heldout_batches
+from mindllm_engine.data.plan import Plan, SourceFacts
+from mindllm_engine.data.token_files import TokenFile
+from mindllm_engine.distributed.data_parallel import DataParallel
+from mindllm_engine.distributed.process_group import World, wait_for_all
+from mindllm_engine.errors import CheckpointError, ConfigError, DataError
+from mindllm_engine.optim.flat_parameters import FlatParameters
+from mindllm_engine.optim.optimizer import AdamW
+from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
+from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.metrics import MetricsLog
+from mindllm_engine.training.progress import TrainingProgress
+from mindllm_engine.training.throughput import peak_flops
+from mindllm_engine.training.weights import TOKENIZER_FILE, initial_weights
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass
+class Data:
+    """The data of a run, open and checked.
+
+    Attributes:
+        sources: training files in the order of the plan's sources.
+        heldout: held-out file of each source, in the same order; None where there is none.
+        plan: which sample is which.
+        tokenizer: None where the configuration names none.
+    """
+
+    sources: list[TokenFile]
+    heldout: list[TokenFile | None]
+    plan: Plan
+    tokenizer: Tokenizer | None
+
+    @property
+    def names(self) -> list[str]:
+        return [source.name for source in self.plan.sources]
+
+
+@dataclass
+class Run:
+    """A run in progress. `step` counts the optimizer steps done."""
+
+    config: RunConfig
+    world: World
+    data: Data
+    loader: Loader
+    heldout: list[Batch]
+    model: nn.Module
+    optimizer: AdamW
+    parallel: DataParallel
+    step: int
+    peak_flops: float | None
+    metrics: MetricsLog | None
+    progress: TrainingProgress | None
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return Path(self.config.run.dir) / "checkpoints"
+
+
+def open_data(config: RunConfig) -> Data:
+    """Make the token files if the configuration says how, open and check them, and lay out the plan.
+
+    Raises:
+        DataError, ConfigError: whatever is wrong with them, by file and key.
+    """
+    prefixes, heldout_prefixes, tokenizer_path = config.data.sources, config.data.heldout, config.data.tokenizer
+    if config.corpus is not None:
+        prepared = prepare_corpus(config.corpus)
+        prefixes, heldout_prefixes, tokenizer_path = prepared.sources, prepared.heldout, str(prepared.tokenizer)
+    tokenizer = Tokenizer(tokenizer_path) if tokenizer_path else None
+    vocab_size = config.model.selected.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer_path}"
+        )
+    sources = [TokenFile(prefix) for prefix in prefixes.values()]
+    heldout = [TokenFile(heldout_prefixes[name]) if name in heldout_prefixes else None for name in prefixes]
+    for file in (*sources, *heldout):
+        if file is not None:
+            file.check(tokenizer.hash if tokenizer else sources[0].manifest.tokenizer_hash, vocab_size)
+    facts = [
+        SourceFacts(name, file.manifest.category, file.tokens) for name, file in zip(prefixes, sources, strict=True)
+    ]
+    samples_needed = config.train.steps * config.train.global_batch_size
+    plan = Plan(facts, config.data.blocks, config.data.seq_len, config.run.seed, samples_needed)
+    return Data(sources, heldout, plan, tokenizer)
+
+
+def check_run_folder(config: RunConfig, data: Data) -> Path | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the configuration, or `resume: never` meets one.
+    """
+    checkpoint = newest_checkpoint(Path(config.run.dir) / "checkpoints")
+    if checkpoint is None:
+        return None
+    if config.run.resume == "never":
+        raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
+    state = load_state(checkpoint)
+    difference = data.plan.changed_past(state.plan, state.next_sample)
+    if difference:
+        raise CheckpointError(
+            f"{checkpoint}: data already consumed has changed: {difference}; restore it, or start anew in another run.dir "
+            "(to train longer than planned, append a block to data.blocks)"
+        )
+    if state.tokenizer_hash != data.sources[0].manifest.tokenizer_hash:
+        raise CheckpointError(f"{checkpoint}: made with another tokenizer than the data has now; choose another run.dir")
+    if state.step > config.train.steps:
+        raise CheckpointError(f"{checkpoint}: the run is at step {state.step}, beyond train.steps = {config.train.steps}")
+    return checkpoint
+
+
+def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
+    """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    model = build_model(config, dtype, world, resumed=checkpoint is not None)
+    flat = FlatParameters(model)
+    parallel = DataParallel(flat)
+    optimizer = config.optim.build(flat)
+    step = load_checkpoint(checkpoint, config.model, optimizer).step if checkpoint else 0
+    if world.is_first:
+        open_run_folder(config, data)
+    wait_for_all()
+    vocab_size = config.model.selected.vocab_size
+    return Run(
+        config=config,
+        world=world,
+        data=data,
+        loader=Loader(data.plan, data.sources, vocab_size, world.rank, world.world_size),
+        heldout=share_of_heldout(config, data, world),
+        model=model,
+        optimizer=optimizer,
+        parallel=parallel,
+        step=step,
+        peak_flops=peak_flops(world.device, dtype),
+        metrics=open_metrics(config, step) if world.is_first else None,
+        progress=TrainingProgress(step, config.train.steps) if world.is_first else None,
+    )
+
+
+def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bool) -> nn.Module:
+    """The network with its initial weights: drawn from the seed, or another run's; a checkpoint will replace either."""
+    if config.run.init_from is None or resumed:
+        return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
+    return initial_weights(Path(config.run.init_from), config.model, config.run.seed, world.device).to(dtype)
+
+
+def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:
+    """Every `world_size`-th held-out batch, which this rank evaluates."""
+    batches: list[Batch] = []
+    for source_id, file in enumerate(data.heldout):
+        if file is not None and file.tokens > 1:
+            file.verify_ids(config.model.selected.vocab_size)
+            limit = config.train.eval_tokens or file.tokens
+            batches += heldout_batches(file, source_id, config.data.seq_len, config.train.micro_batch_size, limit)
+    return batches[world.rank :: world.world_size]
+
+
+def open_run_folder(config: RunConfig, data: Data) -> None:
+    """Write the resolved configuration and the tokenizer, so that the folder explains and restarts itself."""
+    folder = Path(config.run.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+        if data.tokenizer is not None:
+            shutil.copyfile(data.tokenizer.path, folder / TOKENIZER_FILE)
+    except OSError as error:
+        raise ConfigError(f"run.dir: cannot write to {folder} ({error.strerror})") from error
+
+
+def open_metrics(config: RunConfig, step: int) -> MetricsLog:
+    """The run's metrics, cut back to `step`."""
+    return MetricsLog(Path(config.run.dir), step, config.train.tensorboard, config.train.wandb_project, asdict(config))
+
+
+def checkpoint_state(run: Run) -> CheckpointState:
+    """What tells where the run is, for a checkpoint after `run.step` steps."""
+    return CheckpointState(
+        step=run.step,
+        next_sample=run.step * run.config.train.global_batch_size,
+        model=asdict(run.config.model),
+        plan=run.data.plan.state(),
+        tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
+        files={},
+    )

@@ -1,0 +1,83 @@
+"""Networks from the weights in checkpoints: to start another run from (transfer), or to use."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.errors import CheckpointError
+from mindllm_engine.models import ModelConfig, config_from_dict
+from mindllm_engine.models.extend_vocabulary import extend_vocabulary
+from mindllm_engine.training.checkpoint import (
+    MODEL_FILE,
+    STATE_FILE,
+    first_difference,
+    load_state,
+    newest_checkpoint,
+    read_tensors,
+)
+
+TOKENIZER_FILE = "tokenizer.model"
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint `source` is, or the newest one of the run folder it is.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if (source / STATE_FILE).exists():
+        return source
+    checkpoint = newest_checkpoint(source / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{source}: holds no checkpoint; expected a run folder with checkpoints/ or one of its checkpoints")
+    return checkpoint
+
+
+def load_model(source: Path, device: torch.device) -> tuple[nn.Module, ModelConfig]:
+    """The network of a run folder or checkpoint with its fp32 master weights, in evaluation mode."""
+    checkpoint = find_checkpoint(source)
+    state = load_state(checkpoint)
+    config = config_from_dict(state.model)
+    model = config.build(device=device, dtype=torch.float32, seed=0)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors = read_tensors(checkpoint, MODEL_FILE, state, parameters)
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+    return model.eval(), config
+
+
+def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
+    """A network of `config` that starts from another run's weights; its vocabulary may be larger than theirs.
+
+    Raises:
+        CheckpointError: the networks differ in more than the size of the vocabulary, or theirs is the larger one.
+    """
+    model, saved = load_model(source, device)
+    vocab_size = config.selected.vocab_size
+    difference = first_difference(
+        saved.to_dict(), replace_vocabulary(config, saved.selected.vocab_size).to_dict(), "model"
+    )
+    if difference or saved.selected.vocab_size > vocab_size:
+        reason = difference or f"its vocabulary of {saved.selected.vocab_size} exceeds model vocab_size = {vocab_size}"
+        raise CheckpointError(f"run.init_from: {source} does not fit this model: {reason}")
+    if vocab_size > saved.selected.vocab_size:
+        extend_vocabulary(model, vocab_size, seed)
+    return model.train()
+
+
+def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The same configuration with another `vocab_size`."""
+    if config.mindllm is not None:
+        return ModelConfig(mindllm=replace(config.mindllm, vocab_size=vocab_size))
+    assert config.gpt_neo is not None
+    return ModelConfig(gpt_neo=replace(config.gpt_neo, vocab_size=vocab_size))
+
+
+def load_model_for_inference(run_dir: str) -> tuple[nn.Module, Tokenizer]:
+    """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = load_model(Path(run_dir), device)
+    return model, Tokenizer(str(Path(run_dir) / TOKENIZER_FILE))

@@ -1,0 +1,138 @@
+"""Flat AdamW against torch.optim.AdamW, the layout's arithmetic, and the schedules at their corners."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mindllm_engine.errors import ConfigError
+from mindllm_engine.kernels.adamw import CHUNK
+from mindllm_engine.optim.flat_parameters import FlatParameters, layout
+from mindllm_engine.optim.optimizer import OptimConfig
+from mindllm_engine.optim.schedules import ScheduleConfig, learning_rate
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(50, 24), nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 1, bias=False))
+
+
+def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
+    tokens = torch.randint(0, 50, (32,), generator=torch.Generator().manual_seed(seed))
+    return model(tokens).float().square().mean()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_adamw_follows_torch(clip: float) -> None:
+    model, reference = small_model(), small_model()
+    config = OptimConfig(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, clip_grad_norm=clip)
+    optimizer = config.build(FlatParameters(model))
+    decayed = [p for p in reference.parameters() if p.dim() >= 2]
+    plain = [p for p in reference.parameters() if p.dim() < 2]
+    oracle = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95), eps=1e-8
+    )
+    for step in range(20):
+        loss_of(model, step).backward()
+        loss_of(reference, step).backward()
+        norm = optimizer.step(1e-2, torch.tensor(1.0))
+        expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip or math.inf)
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+        oracle.step()
+        oracle.zero_grad()
+        for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+
+
+def test_adamw_spans_chunks() -> None:
+    model = nn.Linear(CHUNK // 8 + 3, 19, bias=False)
+    reference = nn.Linear(CHUNK // 8 + 3, 19, bias=False)
+    reference.load_state_dict(model.state_dict())
+    optimizer = OptimConfig(lr=1e-3, clip_grad_norm=0).build(FlatParameters(model))
+    oracle = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    x = torch.randn(4, model.in_features)
+    for _ in range(3):
+        model(x).square().sum().backward()
+        reference(x).square().sum().backward()
+        optimizer.step(1e-3, torch.tensor(1.0))
+        oracle.step()
+        oracle.zero_grad()
+    torch.testing.assert_close(model.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_parameters_are_rounded_masters_and_gradients_accumulate_in_fp32() -> None:
+    model = small_model().bfloat16()
+    optimizer = OptimConfig(lr=1e-3).build(FlatParameters(model))
+    for step in range(6):
+        loss_of(model, step).backward()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        if step % 3 == 2:
+            optimizer.step(1e-3, torch.tensor(1 / 3))
+            assert not optimizer.flat.grads.any()
+    assert torch.equal(optimizer.flat.params, optimizer.master.bfloat16())
+    assert not torch.equal(optimizer.master, optimizer.master.bfloat16().float())
+
+
+def test_parameters_stay_views_of_the_flat_buffer() -> None:
+    model = small_model()
+    flat = FlatParameters(model)
+    flat.params.fill_(2.0)
+    assert all((parameter == 2).all() for parameter in model.parameters())
+    assert sum(view.numel() for view in flat.views(flat.grads).values()) == flat.grads.numel()
+
+
+def test_layout_puts_matrices_first_without_gaps() -> None:
+    slots, decayed = layout({"norm": (7,), "w1": (3, 5), "bias": (2,), "w2": (4, 4)})
+    assert [(slot.name, slot.start, slot.stop) for slot in slots] == [
+        ("w1", 0, 15),
+        ("w2", 15, 31),
+        ("norm", 31, 38),
+        ("bias", 38, 40),
+    ]
+    assert decayed == 31
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        (ScheduleConfig("constant"), 77, 1.0),
+        (ScheduleConfig("constant", warmup_steps=10), 0, 0.1),
+        (ScheduleConfig("constant", warmup_steps=10), 9, 1.0),
+        (ScheduleConfig("linear", warmup_steps=20, min_lr=0.1), 19, 1.0),
+        (ScheduleConfig("linear", warmup_steps=20, min_lr=0.1), 59, 0.55),
+        (ScheduleConfig("linear", warmup_steps=20, min_lr=0.1), 99, 0.1),
+        (ScheduleConfig("cosine", min_lr=0.2), 49, 0.6),
+        (ScheduleConfig("cosine", min_lr=0.2), 99, 0.2),
+        (ScheduleConfig("wsd", warmup_steps=5, min_lr=0.1), 89, 1.0),
+        (ScheduleConfig("wsd", warmup_steps=5, min_lr=0.1), 94, 0.55),
+        (ScheduleConfig("wsd", warmup_steps=5, min_lr=0.1), 99, 0.1),
+        (ScheduleConfig("wsd", decay_fraction=1.0), 0, 0.99),
+    ],
+)
+def test_schedules(schedule: ScheduleConfig, step: int, expected: float) -> None:
+    assert learning_rate(schedule, 1.0, step, total_steps=100) == pytest.approx(expected)
+
+
+def test_the_papers_schedule() -> None:
+    """MindLLM-3B: 16k steps to 3e-4, then linear to 3e-5 at 80k."""
+    schedule = ScheduleConfig("linear", warmup_steps=16_000, min_lr=3e-5)
+    assert learning_rate(schedule, 3e-4, 15_999, 80_000) == pytest.approx(3e-4)
+    assert learning_rate(schedule, 3e-4, 47_999, 80_000) == pytest.approx(1.65e-4)
+    assert learning_rate(schedule, 3e-4, 79_999, 80_000) == pytest.approx(3e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimConfig(lr=0.0),
+        OptimConfig(betas=(0.9, 1.0)),
+        OptimConfig(weight_decay=-0.1),
+        OptimConfig(schedule=ScheduleConfig(min_lr=1.0)),
+        OptimConfig(schedule=ScheduleConfig(warmup_steps=-1)),
+        OptimConfig(schedule=ScheduleConfig(decay_fraction=0.0)),
+    ],
+)
+def test_impossible_values_are_refused(config: OptimConfig) -> None:
+    with pytest.raises(ConfigError, match=r"^optim\."):
+        config.validate()

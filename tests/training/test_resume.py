@@ -1,0 +1,155 @@
+"""A run that was stopped, killed or moved and resumed logs the losses of one that was not."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindllm_engine.errors import CheckpointError
+from tests.training.tiny_run import command, environment, launch, losses, records, train_here, write_config
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, precision: str, stop: int) -> None:
+    config = write_config(tmp_path, train__precision=precision)
+    train_here(config, "--run.dir", str(tmp_path / "whole"))
+    parts = ("--run.dir", str(tmp_path / "parts"))
+    train_here(config, *parts, "--train.stop_after", str(stop))
+    assert losses(tmp_path / "parts")[-1][0] == stop
+    train_here(config, *parts)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_ranks_resume_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    config = write_config(tmp_path, train__precision=precision)
+    for folder, options in (("whole", []), ("parts", ["--train.stop_after", "5"]), ("parts", [])):
+        done = launch(config, "--run.dir", str(tmp_path / folder), *options, ranks=2)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_number_of_ranks_and_micro_batches_does_not_matter(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--run.dir", str(tmp_path / "one"))
+    train_here(config, "--run.dir", str(tmp_path / "large"), "--train.micro_batch_size", "8")
+    done = launch(config, "--run.dir", str(tmp_path / "two"), ranks=2)
+    assert done.returncode == 0, done.stderr
+    expected = torch.tensor(losses(tmp_path / "one"))
+    torch.testing.assert_close(torch.tensor(losses(tmp_path / "large")), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(losses(tmp_path / "two")), expected, rtol=2e-6, atol=0)
+
+
+def test_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--run.dir", str(tmp_path / "whole"))
+    moved = ("--run.dir", str(tmp_path / "moved"))
+    assert launch(config, *moved, "--train.stop_after", "5", ranks=2).returncode == 0
+    train_here(config, *moved)
+    torch.testing.assert_close(
+        torch.tensor(losses(tmp_path / "moved")), torch.tensor(losses(tmp_path / "whole")), rtol=2e-6, atol=0
+    )
+
+
+def start(config: Path, *options: str, ranks: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(config, *options, ranks=ranks),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists() and any(record["step"] >= step for record in records_so_far(folder)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} did not reach step {step}")
+
+
+def records_so_far(folder: Path) -> list[dict[str, float]]:
+    try:
+        return records(folder)
+    except ValueError:  # a line is being written
+        return []
+
+
+def test_sigterm_saves_and_exits_0(tmp_path: Path) -> None:
+    config = write_config(tmp_path, train__steps=3000, train__checkpoint_every=0, train__eval_every=0)
+    process = start(config)
+    wait_for_step(tmp_path / "run", 20)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    last = losses(tmp_path / "run")[-1][0]
+    assert 20 <= last < 3000
+    train_here(config, "--train.stop_after", str(last + 10))
+    train_here(config, "--run.dir", str(tmp_path / "whole"), "--train.stop_after", str(last + 10))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_at_a_random_moment_loses_nothing_but_steps(tmp_path: Path, seed: int) -> None:
+    config = write_config(tmp_path, train__steps=150, train__checkpoint_every=5, train__eval_every=50)
+    rng = random.Random(seed)
+    process = start(config)
+    wait_for_step(tmp_path / "run", rng.randrange(10, 60))
+    time.sleep(rng.random() * 0.1)
+    process.kill()
+    process.communicate()
+    train_here(config)
+    train_here(config, "--run.dir", str(tmp_path / "whole"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "nothing half-written stays"
+
+
+def test_saved_config_starts_the_same_run_again(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--optim.lr", "1e-3", "--train.steps", "5")
+    train_here(tmp_path / "run" / "config.yaml", "--run.dir", str(tmp_path / "again"))
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    train_here(write_config(tmp_path, train__checkpoint_every=2))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step_00000010", "step_00000012"]
+
+
+def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--train.stop_after", "4")
+    for options, message in (
+        (["--model.mindllm.n_layers", "3"], "model.mindllm.n_layers was 2 and is 3"),
+        (["--run.seed", "4"], "seed was 3 and is 4"),
+        (["--data.blocks", '[{"order": "blocked"}]'], "block 0"),
+        (["--train.steps", "3"], "beyond train.steps"),
+        (["--run.resume", "never"], "holds a run already"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            train_here(config, *options)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--train.stop_after", "6")
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step_00000006/model\.safetensors: damaged"):
+        train_here(config)
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    train_here(config)
+    train_here(config, "--run.dir", str(tmp_path / "whole"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
