@@ -3,8 +3,9 @@
 import glob
 import os
 import re
+import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindllm_engine.corpus.atomic_files import exclusive_lock
@@ -22,50 +23,57 @@ _TOKENIZER_SEED = 0
 
 @dataclass
 class SourceText:
-    """The raw text of one source."""
+    """The raw text of one source.
+
+    Args:
+        path: glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment
+            variables such as ${MINDLLM_DATA} are expanded.
+        lang: the language, such as zh or en; the tokenizer is trained on equal parts of each.
+        category: the kind of text, such as book or code; plans with the order `blocked` go by it.
+    """
 
     path: str
-    """Glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment variables
-    such as ${MINDLLM_DATA} are expanded."""
     lang: str
-    """The language, such as `zh` or `en`: the tokenizer is trained on equal parts of each."""
     category: str
-    """The kind of text, such as `book` or `code`; `blocked` plans order the sources by it."""
 
 
 @dataclass
 class CorpusConfig:
-    """The `corpus` section of a run's config."""
+    """Raw text, and how it becomes token files.
+
+    Args:
+        dir: folder for the tokenizer and the token files. `~` and environment variables are expanded.
+        tokenizer_vocab_size: ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id
+            takes 2 bytes, from there on 4.
+        tokenizer_train_bytes: bytes of text to train the tokenizer on, in equal parts from each language and source.
+            Training takes about 20 bytes of memory for each.
+        holdout: share of the documents to keep from training for validation, from 0 to below 1.
+        sources: the sources by name; mixture plans and metrics call them by it.
+        text_field: the field or column of a record that holds its text.
+        on_bad_record: skip counts records that are malformed or have no text, by reason; error stops at the first.
+        sample_seed: writes a sample corpus made from this seed, if there is no text yet: to `dir`/text, whose files
+            are the sources then, or where `sources` expects it, if there are any (all in one folder).
+    """
 
     dir: str
-    """Folder for the tokenizer and the token files. `~` and environment variables are expanded."""
-    sources: dict[str, SourceText]
-    """The sources by name; mixture plans call them by it."""
     tokenizer_vocab_size: int
-    """Number of ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id takes 2 bytes,
-    from there on 4."""
     tokenizer_train_bytes: int
-    """How many bytes of text to train the tokenizer on, in equal parts from each language and source. Training takes
-    about 20 bytes of memory for each."""
     holdout: float
-    """Share of the documents to keep from training for validation, from 0 to below 1."""
+    sources: dict[str, SourceText] = field(default_factory=dict)
     text_field: str = "text"
-    """The field or column of a record that holds its text."""
     on_bad_record: OnBadRecord = "skip"
-    """`skip` counts records that are malformed or have no text, by reason; `error` stops at the first one."""
     sample_seed: int | None = None
-    """If given, and no file of any source exists, a small corpus made from this seed is written where the sources are
-    expected (all in one folder)."""
 
 
 @dataclass
 class PreparedCorpus:
     """Where a prepared corpus lies."""
 
-    tokenizer_path: str
-    train_prefixes: list[str]
-    """Prefix of the token file of each source, in the config's order."""
-    heldout_prefixes: list[str]
+    tokenizer: Path
+    """The SentencePiece model."""
+    sources: dict[str, str]
+    """Name -> prefix of the token file of each source, in the config's order."""
+    heldout: dict[str, str]
     """The same of the held-out documents, without the sources that have none."""
 
 
@@ -85,16 +93,18 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
         _say(f"another process is preparing {folder}; waiting for it")
 
     with exclusive_lock(folder / ".lock", on_wait):
-        if config.sample_seed is not None:
-            _write_sample_if_absent(config.sources, config.sample_seed)
+        sources = _sources(config, folder)
         tokenizer_path = folder / "tokenizer.model"
         if tokenizer_path.exists():
             _check_tokenizer(tokenizer_path, config)
         else:
-            _train_tokenizer(tokenizer_path, config)
-        done = [_tokenize(name, source, folder, config) for name, source in config.sources.items()]
-    heldout = [source.heldout_prefix for source in done if source.heldout_prefix is not None]
-    return PreparedCorpus(str(tokenizer_path), [source.train_prefix for source in done], heldout)
+            _train_tokenizer(tokenizer_path, sources, config)
+        done = [_tokenize(name, source, folder, config) for name, source in sources.items()]
+    return PreparedCorpus(
+        tokenizer_path,
+        {source.name: source.train_prefix for source in done},
+        {source.name: source.heldout_prefix for source in done if source.heldout_prefix is not None},
+    )
 
 
 def expand_path(path: str) -> str:
@@ -108,8 +118,8 @@ def expand_path(path: str) -> str:
 
 
 def _check(config: CorpusConfig) -> None:
-    if not config.sources:
-        raise ConfigError("corpus.sources is empty: name at least one source")
+    if not config.sources and config.sample_seed is None:
+        raise ConfigError("corpus.sources is empty; name the text, or set sample_seed to have some made")
     if config.tokenizer_vocab_size < 1:
         raise ConfigError(f"corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; it must be positive")
     if config.tokenizer_train_bytes < 1:
@@ -118,39 +128,57 @@ def _check(config: CorpusConfig) -> None:
         raise ConfigError(f"corpus.holdout is {config.holdout}; it is a share, from 0 to below 1")
 
 
-def _write_sample_if_absent(sources: dict[str, SourceText], seed: int) -> None:
-    patterns = [expand_path(source.path) for source in sources.values()]
-    if any(glob.glob(pattern) for pattern in patterns):
-        return
-    folders = {os.path.dirname(pattern) for pattern in patterns}
-    if len(folders) > 1 or any(glob.has_magic(folder) for folder in folders):
-        raise ConfigError(
-            f"corpus.sample_seed writes the sample into one folder, but the sources lie in {', '.join(sorted(folders))}"
-        )
+def _sources(config: CorpusConfig, folder: Path) -> dict[str, SourceText]:
+    """The config's sources, or those of the sample; the sample is written if it is asked for and there is no text."""
+    if config.sample_seed is None:
+        return config.sources
+    patterns = [expand_path(source.path) for source in config.sources.values()]
+    sample_folder = folder / "text"
+    if patterns:
+        folders = {os.path.dirname(pattern) for pattern in patterns}
+        if len(folders) > 1:
+            raise ConfigError(
+                f"corpus.sample_seed: the sources lie in {', '.join(sorted(folders))}; put them in one folder"
+            )
+        sample_folder = Path(folders.pop())
+    if not any(glob.glob(pattern) for pattern in patterns) and not (sample_folder.exists() and not patterns):
+        _write_sample(sample_folder, config.sample_seed)
+    if config.sources:
+        return config.sources
+    names = {path.name.split(".")[0]: str(path) for path in sorted(sample_folder.iterdir())}
+    return {name: SourceText(path, *name.split("_", 1)) for name, path in names.items()}
+
+
+def _write_sample(folder: Path, seed: int) -> None:
+    """Under another name first, so that a folder of that name is a complete sample."""
     from mindllm_engine.corpus.sample import write_sample_corpus
 
-    folder = folders.pop()
+    if folder.exists():
+        raise ConfigError(f"corpus.sample_seed: {folder} exists, but has no text of the sources; check their paths")
     _say(f"writing a sample corpus to {folder}")
-    write_sample_corpus(folder, seed)
+    staged = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    write_sample_corpus(staged, seed)
+    staged.rename(folder)
 
 
 def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
     found = Tokenizer(path).vocab_size
     if found != config.tokenizer_vocab_size:
         raise ConfigError(
-            f"{path}: has {found} ids, but corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; set it to {found}, "
-            "or choose another corpus.dir"
+            f"{path}: has {found} ids, but corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; set it to "
+            f"{found}, or choose another corpus.dir"
         )
 
 
-def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
+def _train_tokenizer(path: Path, texts: dict[str, SourceText], config: CorpusConfig) -> None:
     _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
     sources = [
-        SampledSource(name, source.lang, expand_paths(expand_path(source.path)))
-        for name, source in config.sources.items()
+        SampledSource(name, source.lang, expand_paths(expand_path(source.path))) for name, source in texts.items()
     ]
-    texts = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
-    train_tokenizer(texts, config.tokenizer_vocab_size, path)
+    sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
+    train_tokenizer(sample, config.tokenizer_vocab_size, path)
 
 
 def _tokenize(name: str, source: SourceText, folder: Path, config: CorpusConfig) -> TokenizedSource:
