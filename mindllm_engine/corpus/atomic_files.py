@@ -1,0 +1,57 @@
+"""Files that appear complete or not at all, and locks between processes."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mindllm_engine.errors import DataError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under another name, flush it to the disk and rename it. Folders are made.
+
+    Raises DataError if it cannot be written (no permission, a full disk).
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with staged.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold an exclusive `flock` on `path`, which is made if absent and stays. It ends with the process at the latest.
+
+    `on_wait` is called once if another process holds it. Raises DataError where the file system has no locks.
+    """
+    file = _locked_file(path, on_wait)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _locked_file(path: Path, on_wait: Callable[[], None]) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be locked: {error.strerror}") from error
+    return file

@@ -1,0 +1,202 @@
+"""From the `corpus` section of a config to token files: train the tokenizer, tokenize every source, once."""
+
+import glob
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mindllm_engine.corpus.atomic_files import exclusive_lock
+from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
+from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
+from mindllm_engine.corpus.tokenize import TokenizedSource, tokenize_source
+from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
+from mindllm_engine.errors import ConfigError
+
+DEFAULT_DATA_DIR = "../shared/data"
+"""What ${MINDLLM_DATA} stands for where it is not set."""
+
+_TOKENIZER_SEED = 0
+
+
+@dataclass
+class SourceText:
+    """The raw text of one source.
+
+    Args:
+        path: glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment
+            variables such as ${MINDLLM_DATA} are expanded.
+        lang: the language, such as zh or en; the tokenizer is trained on equal parts of each.
+        category: the kind of text, such as book or code; plans with the order `blocked` go by it.
+    """
+
+    path: str
+    lang: str
+    category: str
+
+
+@dataclass
+class CorpusConfig:
+    """Raw text, and how it becomes token files.
+
+    Args:
+        dir: folder for the tokenizer and the token files. `~` and environment variables are expanded.
+        tokenizer_vocab_size: ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id
+            takes 2 bytes, from there on 4.
+        tokenizer_train_bytes: bytes of text to train the tokenizer on, in equal parts from each language and source.
+            Training takes about 20 bytes of memory for each.
+        holdout: share of the documents to keep from training for validation, from 0 to below 1.
+        sources: the sources by name; mixture plans and metrics call them by it.
+        text_field: the field or column of a record that holds its text.
+        on_bad_record: skip counts records that are malformed or have no text, by reason; error stops at the first.
+        sample_seed: writes a sample corpus made from this seed, if there is no text yet: to `dir`/text, whose files
+            are the sources then, or where `sources` expects it, if there are any (all in one folder).
+    """
+
+    dir: str
+    tokenizer_vocab_size: int
+    tokenizer_train_bytes: int
+    holdout: float
+    sources: dict[str, SourceText] = field(default_factory=dict)
+    text_field: str = "text"
+    on_bad_record: OnBadRecord = "skip"
+    sample_seed: int | None = None
+
+
+@dataclass
+class PreparedCorpus:
+    """Where a prepared corpus lies."""
+
+    tokenizer: Path
+    """The SentencePiece model."""
+    sources: dict[str, str]
+    """Name -> prefix of the token file of each source, in the config's order."""
+    heldout: dict[str, str]
+    """The same of the held-out documents, without the sources that have none."""
+
+
+def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
+    """Train the tokenizer to `<dir>/tokenizer.model` if there is none, tokenize every source into `<dir>/tokens/`.
+
+    Returns at once if all is done. Safe for several processes at once, also on several nodes where the file system has
+    locks: the first works, the others wait and find it done. What was done before a stop is not done again.
+
+    Raises ConfigError for an impossible value, and DataError if text is missing or unfit, or if the folder holds a
+    tokenizer or a source made with other settings.
+    """
+    _check(config)
+    folder = Path(expand_path(config.dir))
+
+    def on_wait() -> None:
+        _say(f"another process is preparing {folder}; waiting for it")
+
+    with exclusive_lock(folder / ".lock", on_wait):
+        sources = _sources(config, folder)
+        tokenizer_path = folder / "tokenizer.model"
+        if tokenizer_path.exists():
+            _check_tokenizer(tokenizer_path, config)
+        else:
+            _train_tokenizer(tokenizer_path, sources, config)
+        done = [_tokenize(name, source, folder, config) for name, source in sources.items()]
+    return PreparedCorpus(
+        tokenizer_path,
+        {source.name: source.train_prefix for source in done},
+        {source.name: source.heldout_prefix for source in done if source.heldout_prefix is not None},
+    )
+
+
+def expand_path(path: str) -> str:
+    """Expand `~` and environment variables; MINDLLM_DATA has a default. ConfigError for a variable that is not set."""
+    if "MINDLLM_DATA" not in os.environ:
+        path = re.sub(r"\$(\{MINDLLM_DATA\}|MINDLLM_DATA\b)", DEFAULT_DATA_DIR, path)
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if unset := re.search(r"\$\{?\w+\}?", expanded):
+        raise ConfigError(f"path '{path}': the environment variable {unset[0]} is not set")
+    return expanded
+
+
+def _check(config: CorpusConfig) -> None:
+    if not config.sources and config.sample_seed is None:
+        raise ConfigError("corpus.sources is empty; name the text, or set sample_seed to have some made")
+    if config.tokenizer_vocab_size < 1:
+        raise ConfigError(f"corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; it must be positive")
+    if config.tokenizer_train_bytes < 1:
+        raise ConfigError(f"corpus.tokenizer_train_bytes is {config.tokenizer_train_bytes}; it must be positive")
+    if not 0 <= config.holdout < 1:
+        raise ConfigError(f"corpus.holdout is {config.holdout}; it is a share, from 0 to below 1")
+
+
+def _sources(config: CorpusConfig, folder: Path) -> dict[str, SourceText]:
+    """The config's sources, or those of the sample; the sample is written if it is asked for and there is no text."""
+    if config.sample_seed is None:
+        return config.sources
+    patterns = [expand_path(source.path) for source in config.sources.values()]
+    sample_folder = folder / "text"
+    if patterns:
+        folders = {os.path.dirname(pattern) for pattern in patterns}
+        if len(folders) > 1:
+            raise ConfigError(
+                f"corpus.sample_seed: the sources lie in {', '.join(sorted(folders))}; put them in one folder"
+            )
+        sample_folder = Path(folders.pop())
+    if not any(glob.glob(pattern) for pattern in patterns) and not (sample_folder.exists() and not patterns):
+        _write_sample(sample_folder, config.sample_seed)
+    if config.sources:
+        return config.sources
+    names = {path.name.split(".")[0]: str(path) for path in sorted(sample_folder.iterdir())}
+    return {name: SourceText(path, *name.split("_", 1)) for name, path in names.items()}
+
+
+def _write_sample(folder: Path, seed: int) -> None:
+    """Under another name first, so that a folder of that name is a complete sample."""
+    from mindllm_engine.corpus.sample import write_sample_corpus
+
+    if folder.exists():
+        raise ConfigError(f"corpus.sample_seed: {folder} exists, but has no text of the sources; check their paths")
+    _say(f"writing a sample corpus to {folder}")
+    staged = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    write_sample_corpus(staged, seed)
+    staged.rename(folder)
+
+
+def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
+    found = Tokenizer(path).vocab_size
+    if found != config.tokenizer_vocab_size:
+        raise ConfigError(
+            f"{path}: has {found} ids, but corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; set it to "
+            f"{found}, or choose another corpus.dir"
+        )
+
+
+def _train_tokenizer(path: Path, texts: dict[str, SourceText], config: CorpusConfig) -> None:
+    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
+    sources = [
+        SampledSource(name, source.lang, expand_paths(expand_path(source.path))) for name, source in texts.items()
+    ]
+    sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
+    train_tokenizer(sample, config.tokenizer_vocab_size, path)
+
+
+def _tokenize(name: str, source: SourceText, folder: Path, config: CorpusConfig) -> TokenizedSource:
+    tokenized = tokenize_source(
+        expand_path(source.path),
+        folder / "tokens",
+        name=name,
+        lang=source.lang,
+        category=source.category,
+        tokenizer_path=folder / "tokenizer.model",
+        holdout=config.holdout,
+        text_field=config.text_field,
+        on_bad_record=config.on_bad_record,
+    )
+    if not tokenized.up_to_date:
+        _say(tokenized.summary())
+    return tokenized
+
+
+def _say(line: str) -> None:
+    print(f"corpus: {line}", file=sys.stderr, flush=True)
