@@ -58,15 +58,15 @@ class MindLLMConfig:
         """Raise ConfigError, naming the key, for sizes that make no network."""
         for key in ("vocab_size", "hidden_size", "ffn_size", "n_layers", "n_heads", "max_seq_len"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"mindllm.{key} must be at least 1, not {getattr(self, key)}")
+                raise ConfigError(f"model.mindllm.{key} must be at least 1, not {getattr(self, key)}")
         for key in ("rope_base", "norm_eps"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
-                raise ConfigError(f"mindllm.{key} must be above 0, not {getattr(self, key)}")
+                raise ConfigError(f"model.mindllm.{key} must be above 0, not {getattr(self, key)}")
         if self.hidden_size % self.n_heads:
-            raise ConfigError(f"mindllm.n_heads {self.n_heads} does not divide mindllm.hidden_size {self.hidden_size}")
+            raise ConfigError(f"model.mindllm.n_heads {self.n_heads} does not divide model.mindllm.hidden_size {self.hidden_size}")
         if self.head_dim % 2:
             raise ConfigError(
-                f"mindllm.hidden_size / mindllm.n_heads must be even for rotary positions, not {self.head_dim}"
+                f"model.mindllm.hidden_size / model.mindllm.n_heads must be even for rotary positions, not {self.head_dim}"
             )
 
     def build(
