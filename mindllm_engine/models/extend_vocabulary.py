@@ -1,5 +1,7 @@
 """Growing a trained network's vocabulary, for the transfer to a second language (arXiv 2310.15777, section 3.2)."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -29,4 +31,4 @@ def extend_vocabulary(model: MindLLM | GPTNeo, new_vocab_size: int, seed: int) -
         normal_(noise, 1.0, torch.Generator().manual_seed(seed))
         new = rows.mean(dim=0) + 0.1 * rows.std(dim=0, correction=0) * noise.to(old.device)
         model.embedding = nn.Parameter(torch.cat((old, new.to(old.dtype))), requires_grad=old.requires_grad)
-    model.config.vocab_size = new_vocab_size
+    model.config = replace(model.config, vocab_size=new_vocab_size)
