@@ -14,10 +14,11 @@ from mindllm_engine.models.mindllm import MindLLM
 def extend_vocabulary(model: MindLLM | GPTNeo, new_vocab_size: int, seed: int) -> None:
     """Grow the tied embedding of `model` in place from (V, D) to (new_vocab_size, D).
 
-    Rows of old tokens stay bit for bit. A new row is the mean of the old ones plus noise of the old rows' own standard
-    deviation in each channel, times 0.1: the mean makes a new token's first logit that of an average token, which
-    bounds what the wider softmax adds to the loss of old text, and the noise tells new tokens apart. The parameter is
-    replaced, so an optimizer must be made afterwards. Raises ConfigError for a vocabulary smaller than the old one.
+    Rows of old tokens stay bit for bit, and so do their logits, but for the order in which a wider GEMM adds. A new row
+    is the mean of the old ones plus noise of the old rows' own standard deviation in each channel, times 0.1: the mean
+    makes a new token's first logit that of an average token, which bounds what the wider softmax adds to the loss of
+    old text, and the noise tells new tokens apart. The parameter is replaced, so an optimizer must be made afterwards.
+    Raises ConfigError for a vocabulary smaller than the old one.
     """
     old = model.embedding
     vocab_size, hidden = old.shape
