@@ -90,7 +90,10 @@ def attention(
     _log_backend("the PyTorch reference")
     if heads != kv_heads:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-    return _Attention.apply(q, k, v, cu_seqlens.tolist(), cu_seqlens_k.tolist(), window[0], scale)
+    offsets_q, offsets_k = cu_seqlens.tolist(), cu_seqlens_k.tolist()
+    if (offsets_q[-1], offsets_k[-1]) != (q.shape[0], k.shape[0]):
+        raise ValueError(f"offsets end at {offsets_q[-1]} and {offsets_k[-1]}, tokens at {q.shape[0]} and {k.shape[0]}")
+    return _Attention.apply(q, k, v, offsets_q, offsets_k, window[0], scale)
 
 
 class _Block(NamedTuple):

@@ -122,4 +122,6 @@ def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="window"):
         attention(q[:, :2], k, v, offsets([4]), window=(-1, 3))
     with pytest.raises(ValueError, match="queries"):
-        attention(q[:, :2], k, v, offsets([4]), cu_seqlens_k=offsets([3]))
+        attention(q[:, :2], k[:3], v[:3], offsets([4]), cu_seqlens_k=offsets([3]))
+    with pytest.raises(ValueError, match="offsets end at 3"):
+        attention(q[:, :2], k, v, offsets([3]))
