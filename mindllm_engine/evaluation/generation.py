@@ -1,6 +1,6 @@
-"""Generating text from a trained network: one sequence, greedy or by nucleus sampling (arXiv 1904.09751, section 3.1)."""
+"""Text from a trained network: one sequence, greedy or by nucleus sampling (arXiv 1904.09751, section 3.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def generate(
         temperature: Divides the logits; 0 takes the likeliest token.
         top_p: Sample from the smallest set of likeliest tokens whose probabilities reach it; in (0, 1].
         seed: The same seed gives the same tokens, with and without the cache as far as their logits agree.
-        use_cache: Keep keys and values, so that a token costs one token's forward. Without, each costs the whole text's.
+        use_cache: Keep keys and values, so that a token costs one token's forward. Without, each costs the whole
+        text's.
 
     Raises ConfigError, before the first token, for an empty or too long prompt, a token outside the vocabulary, or a
     parameter out of its range.
@@ -95,11 +96,11 @@ def sample_token(logits: Tensor, temperature: float, top_p: float, generator: to
 class TextStream:
     """The text of tokens as they come, where one token may be a single byte of a character.
 
-    `add` gives what the new tokens make certain. A character whose bytes are not complete is decoded to U+FFFD at the text's end,
-    so trailing U+FFFD are held back until more tokens come, and `finish` gives them.
+    `add` gives what the new tokens make certain. A character whose bytes are not complete is decoded to U+FFFD at the
+    text's end, so trailing U+FFFD are held back until more tokens come, and `finish` gives them.
     """
 
-    def __init__(self, decode: "Decode") -> None:
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._tokens: list[int] = []
         self._shown = 0

@@ -20,8 +20,8 @@ _FIXED = {
 def load_hf_checkpoint(directory: Path | str, device: torch.device | str | None = None) -> GPTNeo:
     """The network that lies in `directory`, in the dtype of its file, every parameter bit for bit.
 
-    Reads model.safetensors, or pytorch_model.bin where there is none. Raises CheckpointError for a missing or damaged file,
-    another architecture, and tensors that are missing, unknown or of another shape.
+    Reads model.safetensors, or pytorch_model.bin where there is none. Raises CheckpointError for a missing or damaged
+    file, another architecture, and tensors that are missing, unknown or of another shape.
     """
     directory = Path(directory)
     config = config_from_hf(_read_json(directory / "config.json"), directory)
@@ -55,7 +55,7 @@ def config_from_hf(config: dict[str, Any], directory: Path) -> GPTNeoConfig:
         raise CheckpointError(f"{directory}/config.json is of model_type {config.get('model_type')!r}, not 'gpt_neo'")
     for key, (default, allowed) in _FIXED.items():
         if config.get(key, default) not in allowed:
-            raise CheckpointError(f"{directory}/config.json has {key} {config[key]!r}; only {allowed[0]!r} is supported")
+            raise CheckpointError(f"{directory}/config.json has {key} {config[key]!r}; we support {allowed[0]!r} only")
     try:
         n_layers, hidden = int(config["num_layers"]), int(config["hidden_size"])
         # Either the list of layers, or its run lengths: [[["global", "local"], 12]].
@@ -78,6 +78,7 @@ def config_from_hf(config: dict[str, Any], directory: Path) -> GPTNeoConfig:
         raise CheckpointError(f"{directory}/config.json has a value of the wrong type: {error}") from error
     if kinds != [("global", "local")[index % 2] for index in range(n_layers)]:
         raise CheckpointError(f"{directory}/config.json does not alternate global and local attention, from global on")
+    ours.validate()
     return ours
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mindllm_engine.kernels.reference import statistics_dtype
+
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch without it, or built without FlashAttention
@@ -52,9 +54,11 @@ def attention(
             which see 256 keys with their own, are (255, 0).
         scale: Factor of the scores, by default head_dim^(-1/2).
 
-    Returns (tokens, heads, head_dim) in the dtype of `q`. The softmax is taken in fp32 (fp64 for fp64 inputs); with
-    bf16 inputs the scores and probabilities are rounded to bf16 as the GEMMs take them. Raises ValueError for a window
-    that is not causal, heads that do not divide, or a sequence with fewer keys than queries.
+    Returns (tokens, heads, head_dim) in the dtype of `q`. The softmax is taken in fp32 (fp64 for fp64 inputs). With
+    bf16 inputs the reference rounds scores and probabilities to bf16, as the GEMMs write them; scores with a scale
+    above the
+    default stay in fp32. Raises ValueError for a window that is not causal, heads that do not divide, or a sequence
+    with fewer keys than queries.
 
     On CUDA, bf16 and fp16 inputs go to `torch.nn.attention.varlen.varlen_attn` where torch has it. That path has not
     been run yet: this project's tests run on the CPU.
@@ -86,7 +90,10 @@ def attention(
     _log_backend("the PyTorch reference")
     if heads != kv_heads:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-    return _Attention.apply(q, k, v, cu_seqlens.tolist(), cu_seqlens_k.tolist(), window[0], scale)
+    offsets_q, offsets_k = cu_seqlens.tolist(), cu_seqlens_k.tolist()
+    if (offsets_q[-1], offsets_k[-1]) != (q.shape[0], k.shape[0]):
+        raise ValueError(f"offsets end at {offsets_q[-1]} and {offsets_k[-1]}, tokens at {q.shape[0]} and {k.shape[0]}")
+    return _Attention.apply(q, k, v, offsets_q, offsets_k, window[0], scale)
 
 
 class _Block(NamedTuple):
@@ -105,11 +112,14 @@ class _Attention(torch.autograd.Function):
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         ctx.blocks = list(_query_blocks(offsets_q, offsets_k, left))
         probabilities = []
+        # Unscaled scores, as GPT-Neo's, are large: bf16 would round away whole units.
+        score_dtype = q.dtype if scale <= q.shape[-1] ** -0.5 else statistics_dtype(q.dtype)
         for block in ctx.blocks:
             q_block, k_block, v_block = _heads_first(q[block.queries], k[block.keys], v[block.keys])
-            scores = _scaled_product(q_block, k_block.mT, scale)  # (heads, queries, keys)
+            # (heads, queries, keys)
+            scores = _scaled_product(q_block.to(score_dtype), k_block.to(score_dtype).mT, scale)
             _mask(scores, left, block.clipped)
-            p = torch.softmax(scores, dim=-1, out=scores)
+            p = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
             out[block.queries] = torch.bmm(p, v_block).transpose(0, 1)
             probabilities.append(p)
         ctx.scale = scale

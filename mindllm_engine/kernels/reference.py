@@ -31,7 +31,7 @@ def row_blocks(rows: int, block: int) -> Iterator[slice]:
 
 
 def accumulate_(total: Tensor, addend: Tensor) -> None:
-    """`total += addend` for a matrix of a narrower dtype; torch would first convert the whole of it into fresh memory."""
+    """`total += addend` for a matrix of a narrower dtype, which torch would first convert into fresh memory."""
     if total.dtype == addend.dtype:
         total += addend
         return

@@ -17,11 +17,6 @@ def normal_(weight: Tensor, std: float, generator: torch.Generator) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to vectors (norm weights and biases)."""
-    return parameter.ndim >= 2
-
-
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model; a tied embedding counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
