@@ -99,7 +99,8 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
             _check_tokenizer(tokenizer_path, config)
         else:
             _train_tokenizer(tokenizer_path, sources, config)
-        done = [_tokenize(name, source, folder, config) for name, source in sources.items()]
+        tokenizer = Tokenizer(tokenizer_path)
+        done = [_tokenize(name, source, tokenizer, config) for name, source in sources.items()]
     return PreparedCorpus(
         tokenizer_path,
         {source.name: source.train_prefix for source in done},
@@ -112,8 +113,8 @@ def expand_path(path: str) -> str:
     if "MINDLLM_DATA" not in os.environ:
         path = re.sub(r"\$(\{MINDLLM_DATA\}|MINDLLM_DATA\b)", DEFAULT_DATA_DIR, path)
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if unset := re.search(r"\$\{?\w+\}?", expanded):
-        raise ConfigError(f"path '{path}': the environment variable {unset[0]} is not set")
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise ConfigError(f"path '{path}': the environment variable {unset[1]} is not set")
     return expanded
 
 
@@ -173,22 +174,22 @@ def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
 
 
 def _train_tokenizer(path: Path, texts: dict[str, SourceText], config: CorpusConfig) -> None:
-    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
     sources = [
         SampledSource(name, source.lang, expand_paths(expand_path(source.path))) for name, source in texts.items()
     ]
+    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
     sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
     train_tokenizer(sample, config.tokenizer_vocab_size, path)
 
 
-def _tokenize(name: str, source: SourceText, folder: Path, config: CorpusConfig) -> TokenizedSource:
+def _tokenize(name: str, source: SourceText, tokenizer: Tokenizer, config: CorpusConfig) -> TokenizedSource:
     tokenized = tokenize_source(
         expand_path(source.path),
-        folder / "tokens",
+        tokenizer.model_path.parent / "tokens",
         name=name,
         lang=source.lang,
         category=source.category,
-        tokenizer_path=folder / "tokenizer.model",
+        tokenizer=tokenizer,
         holdout=config.holdout,
         text_field=config.text_field,
         on_bad_record=config.on_bad_record,
