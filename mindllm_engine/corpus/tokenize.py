@@ -134,7 +134,7 @@ def tokenize_source(
         raise ConfigError(f"holdout is {holdout}; it is a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; at least 1 process is needed")
-    settings = SourceSettings(name, lang, category, tokenizer.hash, holdout, text_field, on_bad_record)
+    settings = _Settings(name, lang, category, tokenizer.hash, holdout, text_field, on_bad_record)
     source = _Source(Path(out_dir), settings, tokenizer)
 
     def on_wait() -> None:
@@ -150,7 +150,7 @@ def tokenize_source(
 
 
 @dataclass(frozen=True)
-class SourceSettings:
+class _Settings:
     """What a finished source must agree on with what is asked for."""
 
     name: str
@@ -196,7 +196,7 @@ def _file_hash(path: str) -> str:
 class _Source:
     """The files of one source in the output folder. All methods need its lock."""
 
-    def __init__(self, out_dir: Path, settings: SourceSettings, tokenizer: Tokenizer) -> None:
+    def __init__(self, out_dir: Path, settings: _Settings, tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._train = out_dir / settings.name
