@@ -74,8 +74,8 @@ def _prepare_cpu(processes_on_machine: int) -> None:
 
     By default glibc returns every large block to the system and faults it in again at the next step.
     """
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // processes_on_machine))
+    if processes_on_machine > 1:  # a process alone has all cores, or OMP_NUM_THREADS of them
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_machine))
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

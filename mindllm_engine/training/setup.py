@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.prepare import prepare_corpus
@@ -20,6 +19,8 @@ from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
 from mindllm_engine.distributed.process_group import World, wait_for_all
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
+from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.flat_parameters import FlatParameters
 from mindllm_engine.optim.optimizer import AdamW
 from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
@@ -62,7 +63,7 @@ class Run:
     data: Data
     loader: Loader
     heldout: list[Batch]
-    model: nn.Module
+    model: MindLLM | GPTNeo
     optimizer: AdamW
     parallel: DataParallel
     step: int
@@ -157,7 +158,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     )
 
 
-def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bool) -> nn.Module:
+def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bool) -> MindLLM | GPTNeo:
     """The network with its initial weights: drawn from the seed, or another run's; a checkpoint will replace either."""
     if config.run.init_from is None or resumed:
         return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
@@ -182,7 +183,7 @@ def open_run_folder(config: RunConfig, data: Data) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
         if data.tokenizer is not None:
-            shutil.copyfile(data.tokenizer.path, folder / TOKENIZER_FILE)
+            shutil.copyfile(data.tokenizer.model_path, folder / TOKENIZER_FILE)
     except OSError as error:
         raise ConfigError(f"run.dir: cannot write to {folder} ({error.strerror})") from error
 

@@ -8,8 +8,8 @@ import torch
 # Dense bf16 tensor-core peaks of the vendors' data sheets, FLOP/s, by a part of the device's name.
 PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12}
 
-CPU_PROBE_SIZE = 2048
-CPU_PROBE_SECONDS = 0.3
+CPU_PROBE_SIZE = 1024
+CPU_PROBE_SECONDS = 0.1
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -1,15 +1,17 @@
 """Networks from the weights in checkpoints: to start another run from (transfer), or to use."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.errors import CheckpointError
-from mindllm_engine.models import ModelConfig, config_from_dict
+from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
+from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
 from mindllm_engine.training.checkpoint import (
     MODEL_FILE,
     STATE_FILE,
@@ -36,11 +38,11 @@ def find_checkpoint(source: Path) -> Path:
     return checkpoint
 
 
-def load_model(source: Path, device: torch.device) -> tuple[nn.Module, ModelConfig]:
+def load_model(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, ModelConfig]:
     """The network of a run folder or checkpoint with its fp32 master weights, in evaluation mode."""
     checkpoint = find_checkpoint(source)
     state = load_state(checkpoint)
-    config = config_from_dict(state.model)
+    config = model_config(state.model)
     model = config.build(device=device, dtype=torch.float32, seed=0)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors = read_tensors(checkpoint, MODEL_FILE, state, parameters)
@@ -49,7 +51,7 @@ def load_model(source: Path, device: torch.device) -> tuple[nn.Module, ModelConf
     return model.eval(), config
 
 
-def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
+def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> MindLLM | GPTNeo:
     """A network of `config` that starts from another run's weights; its vocabulary may be larger than theirs.
 
     Raises:
@@ -57,15 +59,23 @@ def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.
     """
     model, saved = load_model(source, device)
     vocab_size = config.selected.vocab_size
-    difference = first_difference(
-        saved.to_dict(), replace_vocabulary(config, saved.selected.vocab_size).to_dict(), "model"
-    )
+    wanted = replace_vocabulary(config, saved.selected.vocab_size)
+    difference = first_difference(asdict(saved), asdict(wanted), "model")
     if difference or saved.selected.vocab_size > vocab_size:
         reason = difference or f"its vocabulary of {saved.selected.vocab_size} exceeds model vocab_size = {vocab_size}"
         raise CheckpointError(f"run.init_from: {source} does not fit this model: {reason}")
     if vocab_size > saved.selected.vocab_size:
         extend_vocabulary(model, vocab_size, seed)
     return model.train()
+
+
+def model_config(saved: dict[str, Any]) -> ModelConfig:
+    """The configuration that a checkpoint's dictionary stands for."""
+    mindllm, gpt_neo = saved.get("mindllm"), saved.get("gpt_neo")
+    return ModelConfig(
+        mindllm=MindLLMConfig(**mindllm) if mindllm else None,
+        gpt_neo=GPTNeoConfig(**gpt_neo) if gpt_neo else None,
+    )
 
 
 def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
@@ -76,7 +86,7 @@ def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
     return ModelConfig(gpt_neo=replace(config.gpt_neo, vocab_size=vocab_size))
 
 
-def load_model_for_inference(run_dir: str) -> tuple[nn.Module, Tokenizer]:
+def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, Tokenizer]:
     """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = load_model(Path(run_dir), device)

@@ -18,7 +18,7 @@ from tests.training.tiny_run import VOCAB, launch, records, train_here, write_co
 
 GPT_NEO = {
     "gpt_neo": {
-        "vocab_size": VOCAB, "hidden_size": 32, "ffn_size": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 32, "window": 8,
+        "vocab_size": VOCAB, "hidden_size": 32, "ffn_size": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 32, "window_size": 8,
     }
 }  # fmt: skip
 

@@ -1,0 +1,27 @@
+"""What the networks share when they draw their first parameters."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def xavier_normal_(weight: Tensor, gain: float, generator: torch.Generator) -> None:
+    """Fill a (fan_out, fan_in) matrix from N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 12)."""
+    normal_(weight, gain * math.sqrt(2 / sum(weight.shape)), generator)
+
+
+def normal_(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill `weight` from N(0, std^2), drawn in fp32 on the CPU: neither device nor dtype changes the numbers."""
+    with torch.no_grad():
+        weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, not to vectors (norm weights and biases)."""
+    return parameter.ndim >= 2
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model; a tied embedding counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
