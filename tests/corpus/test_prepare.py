@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mindllm_engine.corpus import prepare
+from mindllm_engine.corpus import prepare, sample
 from mindllm_engine.corpus.prepare import CorpusConfig, SourceText, expand_path, prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.token_files import TokenFile
@@ -30,7 +29,7 @@ def config(
         "en_web": SourceText("$MINDLLM_DATA/en_web.jsonl", "en", "web"),
         "en_code": SourceText(str(tmp_path / "raw" / "en_code.jsonl"), "en", "code"),
     }
-    return CorpusConfig(str(tmp_path / "corpus"), 500, 100_000, 0.1, sources)
+    return CorpusConfig(str(tmp_path / "corpus"), sources, 500, 100_000, 0.1)
 
 
 def _state(folder: Path) -> dict[Path, int]:
@@ -70,7 +69,7 @@ import sys
 from mindllm_engine.corpus.prepare import CorpusConfig, SourceText, prepare_corpus
 if __name__ == "__main__":
     source = SourceText("${MINDLLM_DATA}/*.jsonl", "en", "web")
-    print(prepare_corpus(CorpusConfig(sys.argv[1], 500, 100_000, 0.1, {"all": source})))
+    print(prepare_corpus(CorpusConfig(sys.argv[1], {"all": source}, 500, 100_000, 0.1)))
 """
 
 
@@ -89,57 +88,45 @@ def test_several_processes_at_once_work_once(config: CorpusConfig, tmp_path: Pat
     assert sum("training a tokenizer" in err for _, err in outputs) == 1
 
 
-def _fake_sample(monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, int], object]) -> None:
-    module = types.ModuleType("mindllm_engine.corpus.sample")
-    module.write_sample_corpus = write  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mindllm_engine.corpus.sample", module)
+def _sample_config(folder: Path, seed: int) -> CorpusConfig:
+    text = folder / "text"
+    sources = {
+        "en_story": SourceText(str(text / "en_story.jsonl"), "en", "story"),
+        "zh_qa": SourceText(str(text / "zh_qa.jsonl"), "zh", "qa"),
+    }
+    return CorpusConfig(str(folder), sources, 900, 100_000, 0.1, sample_seed=seed)
 
 
-def test_a_sample_is_written_where_there_is_no_text(
-    config: CorpusConfig,
-    tmp_path: Path,
-    write_records: Write,
-    documents: MakeDocuments,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seeds = []
+def test_a_sample_is_written_where_there_is_no_text(config: CorpusConfig, tmp_path: Path) -> None:
+    with_sample = _sample_config(tmp_path / "sample", seed=7)
+    prepared = prepare_corpus(with_sample)
+    before = _state(tmp_path / "sample")
+    assert prepare_corpus(with_sample) == prepared
+    assert _state(tmp_path / "sample") == before
+    assert TokenFile(prepared.sources["zh_qa"]).documents > 100
 
-    def write(folder: Path, seed: int) -> None:
-        seeds.append(seed)
-        write_records(folder / "zh_story.jsonl", documents(200, seed))
-        write_records(folder / "en_qa.jsonl", documents(200, seed + 1))
-
-    _fake_sample(monkeypatch, write)
-    without_sources = CorpusConfig(str(tmp_path / "sample"), 500, 100_000, 0.1, sample_seed=7)
-    prepared = prepare_corpus(without_sources)
-    assert list(prepared.sources) == ["en_qa", "zh_story"]
-    assert TokenFile(prepared.sources["zh_story"]).manifest.category == "story"
-    assert prepare_corpus(without_sources) == prepared
-
-    raw = str(tmp_path / "elsewhere" / "zh_story.jsonl")
-    with_sources = CorpusConfig(
-        str(tmp_path / "c2"), 500, 100_000, 0.1, {"s": SourceText(raw, "zh", "story")}, sample_seed=8
+    other = prepare_corpus(_sample_config(tmp_path / "other", seed=8))
+    assert (
+        Path(other.sources["en_story"] + ".bin").read_bytes()
+        != Path(prepared.sources["en_story"] + ".bin").read_bytes()
     )
-    assert list(prepare_corpus(with_sources).sources) == ["s"]
-    prepare_corpus(with_sources)
+
     config.sample_seed = 9  # there is text already
     prepare_corpus(config)
-    assert seeds == [7, 8]
+    assert len(list((tmp_path / "raw").iterdir())) == 3
 
 
-def test_a_sample_that_was_not_finished_is_written_again(
-    tmp_path: Path, write_records: Write, documents: MakeDocuments, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_that_was_not_finished_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(folder: Path, seed: int) -> None:
-        write_records(folder / "zh_half.jsonl", ["half"])
+        folder.mkdir(parents=True)
+        (folder / "en_story.jsonl").write_text("half")
         raise KeyboardInterrupt
 
-    config = CorpusConfig(str(tmp_path / "sample"), 500, 100_000, 0.1, sample_seed=7)
-    _fake_sample(monkeypatch, stop)
+    monkeypatch.setattr(sample, "write_sample_corpus", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare_corpus(config)
-    _fake_sample(monkeypatch, lambda folder, seed: write_records(folder / "zh_story.jsonl", documents(200, 1)))
-    assert list(prepare_corpus(config).sources) == ["zh_story"]
+        prepare_corpus(_sample_config(tmp_path / "sample", seed=7))
+    monkeypatch.undo()
+    assert list(prepare_corpus(_sample_config(tmp_path / "sample", seed=7)).sources) == ["en_story", "zh_qa"]
 
 
 def test_impossible_configs_are_refused(config: CorpusConfig, tmp_path: Path) -> None:
