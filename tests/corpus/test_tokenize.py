@@ -204,13 +204,15 @@ def test_impossible_arguments_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_file_costs_only_itself(
-    tmp_path: Path, inputs: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_file_does_not_cost_those_before_it(
+    tmp_path: Path, inputs: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    monkeypatch.setattr(tokenize, "BATCH_BYTES", 1)
     good = (tmp_path / "raw" / "c.jsonl.zst").read_bytes()
     (tmp_path / "raw" / "c.jsonl.zst").write_bytes(good[:-10])
     with pytest.raises(DataError, match=r"c\.jsonl\.zst.*truncated"):
-        run(inputs, tmp_path / "out", tokenizer)
+        run(inputs, tmp_path / "out", tokenizer, workers=workers)
     (tmp_path / "raw" / "c.jsonl.zst").write_bytes(good)
     read: list[str] = []
 
