@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.corpus.readers import OnBadRecord
 from mindllm_engine.corpus.tokenize import tokenize_source
+from mindllm_engine.corpus.tokenizer import Tokenizer
 
 
 @dataclass
@@ -49,7 +50,7 @@ def main() -> None:
         name=arguments.name,
         lang=arguments.lang,
         category=arguments.category,
-        tokenizer_path=arguments.tokenizer,
+        tokenizer=Tokenizer(arguments.tokenizer),
         holdout=arguments.holdout,
         text_field=arguments.text_field,
         on_bad_record=arguments.on_bad_record,

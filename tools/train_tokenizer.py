@@ -36,7 +36,9 @@ def main() -> None:
     """Train and write the tokenizer."""
     arguments = parse_arguments(TrainTokenizerArguments, "Train a tokenizer on a balanced sample of text.")
     sources = [
-        SampledSource(Path(path).name, lang, [path]) for lang, pattern in arguments.input.items() for path in expand_paths(pattern)
+        SampledSource(Path(path).name, lang, [path])
+        for lang, pattern in arguments.input.items()
+        for path in expand_paths(pattern)
     ]
     texts = balanced_sample(sources, arguments.train_bytes, arguments.seed, arguments.text_field)
     tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.model)

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mindllm_engine.corpus.atomic_files import exclusive_lock
@@ -43,23 +43,23 @@ class CorpusConfig:
 
     Args:
         dir: folder for the tokenizer and the token files. `~` and environment variables are expanded.
+        sources: the sources by name; mixture plans and metrics call them by it.
         tokenizer_vocab_size: ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id
             takes 2 bytes, from there on 4.
         tokenizer_train_bytes: bytes of text to train the tokenizer on, in equal parts from each language and source.
             Training takes about 20 bytes of memory for each.
         holdout: share of the documents to keep from training for validation, from 0 to below 1.
-        sources: the sources by name; mixture plans and metrics call them by it.
         text_field: the field or column of a record that holds its text.
         on_bad_record: skip counts records that are malformed or have no text, by reason; error stops at the first.
-        sample_seed: writes a sample corpus made from this seed, if there is no text yet: to `dir`/text, whose files
-            are the sources then, or where `sources` expects it, if there are any (all in one folder).
+        sample_seed: if given, and there is no text of any source yet, the sample corpus made from this seed is written
+            to the folder where the sources expect theirs.
     """
 
     dir: str
+    sources: dict[str, SourceText]
     tokenizer_vocab_size: int
     tokenizer_train_bytes: int
     holdout: float
-    sources: dict[str, SourceText] = field(default_factory=dict)
     text_field: str = "text"
     on_bad_record: OnBadRecord = "skip"
     sample_seed: int | None = None
@@ -93,13 +93,15 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
         _say(f"another process is preparing {folder}; waiting for it")
 
     with exclusive_lock(folder / ".lock", on_wait):
-        sources = _sources(config, folder)
+        if config.sample_seed is not None:
+            _write_sample_if_absent(config.sources, config.sample_seed)
         tokenizer_path = folder / "tokenizer.model"
         if tokenizer_path.exists():
             _check_tokenizer(tokenizer_path, config)
         else:
-            _train_tokenizer(tokenizer_path, sources, config)
-        done = [_tokenize(name, source, folder, config) for name, source in sources.items()]
+            _train_tokenizer(tokenizer_path, config)
+        tokenizer = Tokenizer(tokenizer_path)
+        done = [_tokenize(name, source, tokenizer, config) for name, source in config.sources.items()]
     return PreparedCorpus(
         tokenizer_path,
         {source.name: source.train_prefix for source in done},
@@ -112,14 +114,14 @@ def expand_path(path: str) -> str:
     if "MINDLLM_DATA" not in os.environ:
         path = re.sub(r"\$(\{MINDLLM_DATA\}|MINDLLM_DATA\b)", DEFAULT_DATA_DIR, path)
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if unset := re.search(r"\$\{?\w+\}?", expanded):
-        raise ConfigError(f"path '{path}': the environment variable {unset[0]} is not set")
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise ConfigError(f"path '{path}': the environment variable {unset[1]} is not set")
     return expanded
 
 
 def _check(config: CorpusConfig) -> None:
-    if not config.sources and config.sample_seed is None:
-        raise ConfigError("corpus.sources is empty; name the text, or set sample_seed to have some made")
+    if not config.sources:
+        raise ConfigError("corpus.sources is empty; name one source at least")
     if config.tokenizer_vocab_size < 1:
         raise ConfigError(f"corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; it must be positive")
     if config.tokenizer_train_bytes < 1:
@@ -128,37 +130,24 @@ def _check(config: CorpusConfig) -> None:
         raise ConfigError(f"corpus.holdout is {config.holdout}; it is a share, from 0 to below 1")
 
 
-def _sources(config: CorpusConfig, folder: Path) -> dict[str, SourceText]:
-    """The config's sources, or those of the sample; the sample is written if it is asked for and there is no text."""
-    if config.sample_seed is None:
-        return config.sources
-    patterns = [expand_path(source.path) for source in config.sources.values()]
-    sample_folder = folder / "text"
-    if patterns:
-        folders = {os.path.dirname(pattern) for pattern in patterns}
-        if len(folders) > 1:
-            raise ConfigError(
-                f"corpus.sample_seed: the sources lie in {', '.join(sorted(folders))}; put them in one folder"
-            )
-        sample_folder = Path(folders.pop())
-    if not any(glob.glob(pattern) for pattern in patterns) and not (sample_folder.exists() and not patterns):
-        _write_sample(sample_folder, config.sample_seed)
-    if config.sources:
-        return config.sources
-    names = {path.name.split(".")[0]: str(path) for path in sorted(sample_folder.iterdir())}
-    return {name: SourceText(path, *name.split("_", 1)) for name, path in names.items()}
-
-
-def _write_sample(folder: Path, seed: int) -> None:
-    """Under another name first, so that a folder of that name is a complete sample."""
+def _write_sample_if_absent(sources: dict[str, SourceText], seed: int) -> None:
+    patterns = [expand_path(source.path) for source in sources.values()]
+    if any(glob.glob(pattern) for pattern in patterns):
+        return
     from mindllm_engine.corpus.sample import write_sample_corpus
 
+    folders = {os.path.dirname(pattern) for pattern in patterns}
+    if len(folders) > 1:
+        raise ConfigError(
+            f"corpus.sample_seed: the sources lie in {', '.join(sorted(folders))}; put them in one folder"
+        )
+    folder = Path(folders.pop())
     if folder.exists():
         raise ConfigError(f"corpus.sample_seed: {folder} exists, but has no text of the sources; check their paths")
     _say(f"writing a sample corpus to {folder}")
+    # Under another name first, so that a folder of that name is a complete sample.
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
     write_sample_corpus(staged, seed)
     staged.rename(folder)
 
@@ -172,23 +161,24 @@ def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
         )
 
 
-def _train_tokenizer(path: Path, texts: dict[str, SourceText], config: CorpusConfig) -> None:
-    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
+def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
     sources = [
-        SampledSource(name, source.lang, expand_paths(expand_path(source.path))) for name, source in texts.items()
+        SampledSource(name, source.lang, expand_paths(expand_path(source.path)))
+        for name, source in config.sources.items()
     ]
+    _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
     sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
     train_tokenizer(sample, config.tokenizer_vocab_size, path)
 
 
-def _tokenize(name: str, source: SourceText, folder: Path, config: CorpusConfig) -> TokenizedSource:
+def _tokenize(name: str, source: SourceText, tokenizer: Tokenizer, config: CorpusConfig) -> TokenizedSource:
     tokenized = tokenize_source(
         expand_path(source.path),
-        folder / "tokens",
+        tokenizer.model_path.parent / "tokens",
         name=name,
         lang=source.lang,
         category=source.category,
-        tokenizer_path=folder / "tokenizer.model",
+        tokenizer=tokenizer,
         holdout=config.holdout,
         text_field=config.text_field,
         on_bad_record=config.on_bad_record,

@@ -8,6 +8,7 @@ that record is finished, one without it is not. Until the parts are deleted, the
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import sys
@@ -107,7 +108,7 @@ def tokenize_source(
     name: str,
     lang: str,
     category: str,
-    tokenizer_path: str | Path,
+    tokenizer: Tokenizer,
     holdout: float = 0.0,
     text_field: str = "text",
     on_bad_record: OnBadRecord = "skip",
@@ -122,7 +123,7 @@ def tokenize_source(
     A finished source with the same settings and inputs is left as it is. Several processes may call this at once: one
     works, the others wait for it.
 
-    Raises DataError if an input is missing, empty or damaged, no document is left, the tokenizer cannot be read, or
+    Raises DataError if an input is missing, empty or damaged, no document is left, or
     `out_dir` holds this source from another tokenizer, other settings or other inputs; ConfigError for a bad argument.
     """
     if not name or not all(character.isalnum() or character in "._-" for character in name):
@@ -133,8 +134,7 @@ def tokenize_source(
         raise ConfigError(f"holdout is {holdout}; it is a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; at least 1 process is needed")
-    tokenizer = Tokenizer(tokenizer_path)
-    settings = SourceSettings(name, lang, category, tokenizer.hash, holdout, text_field, on_bad_record)
+    settings = _Settings(name, lang, category, tokenizer.hash, holdout, text_field, on_bad_record)
     source = _Source(Path(out_dir), settings, tokenizer)
 
     def on_wait() -> None:
@@ -150,7 +150,7 @@ def tokenize_source(
 
 
 @dataclass(frozen=True)
-class SourceSettings:
+class _Settings:
     """What a finished source must agree on with what is asked for."""
 
     name: str
@@ -196,7 +196,7 @@ def _file_hash(path: str) -> str:
 class _Source:
     """The files of one source in the output folder. All methods need its lock."""
 
-    def __init__(self, out_dir: Path, settings: SourceSettings, tokenizer: Tokenizer) -> None:
+    def __init__(self, out_dir: Path, settings: _Settings, tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._train = out_dir / settings.name
@@ -236,11 +236,15 @@ class _Source:
             paths = expand_paths(inputs)
         except DataError:
             return ""  # the raw text may be gone once it is tokenized
-        made_from = {values["path"]: _InputFile(**values) for values in record["inputs"]}
-        asked_for = {os.path.abspath(path) for path in paths}
-        for path in sorted(made_from.keys() ^ asked_for):
-            return f"was made {'from' if path in made_from else 'without'} {path}"
-        for path, before in made_from.items():
+        made_from = [_InputFile(**values) for values in record["inputs"]]
+        # By name, because a folder of text may move or be mounted elsewhere.
+        names_before = [os.path.basename(before.path) for before in made_from]
+        names_now = [os.path.basename(path) for path in paths]
+        for name in sorted(set(names_before) ^ set(names_now)):
+            return f"was made {'from' if name in names_before else 'without'} {name}"
+        if len(names_before) != len(names_now):
+            return f"was made from {len(names_before)} files, not {len(names_now)}"
+        for before, path in zip(made_from, paths, strict=True):
             if not before.is_unchanged(path):
                 return f"{path} has changed since"
         return ""
@@ -259,14 +263,14 @@ class _Source:
         )
         # Processes take a second to start, which a small source does not repay.
         workers = max(1, min(workers, sum(sizes) // BATCH_BYTES))
+        read_before = [0, *itertools.accumulate(sizes)]
         # As one stream over all files: many small files keep all workers busy, too.
         encoded = encode_in_order(_labelled_batches(pending, self._settings.text_field), settings, workers)
         with contextlib.closing(encoded), ByteProgress(self._settings.name, sum(sizes)) as progress:
             first = next(encoded, None)
             while first is not None:
                 index = first[0]
-                base = sum(sizes[:index])
-                first = self._make_part(pending[index], first, encoded, progress, base)
+                first = self._make_part(pending[index], first, encoded, progress, read_before[index])
 
     def _make_part(
         self,

@@ -111,7 +111,7 @@ class Tokenizer:
         for text in ("a", " a", "  ", "a "):
             if "".join(self._processor.encode(text, out_type=str)) != text.replace(" ", _SPACE_MARK):
                 return False
-        pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
+        pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
         return not any(_SPACE_MARK in piece.lstrip(_SPACE_MARK) for piece in pieces)
 
     def _words(self, text: str) -> list[str]:
