@@ -97,13 +97,18 @@ class MindLLM(nn.Module):
         self.layers = nn.ModuleList(MindLLMLayer(config, index, device, dtype) for index in range(config.n_layers))
 
     def reset_parameters(self, seed: int | None) -> None:
-        """DeepNorm's initialisation; the embedding from N(0, 1 / hidden_size); norm weights 1."""
+        """DeepNorm's initialisation; the embedding from N(0, 1 / hidden_size^2); norm weights 1.
+
+        The norm after the embedding makes its scale free on the input side. On the output side a token's logit for itself
+        begins near std * hidden_size, since the residual stream keeps its direction: with the customary std of 0.02 that is
+        51 at 2560, and training begins by unlearning it. 1 / hidden_size makes it 1.
+        """
         generator = torch.Generator()
         if seed is None:
             generator.seed()
         else:
             generator.manual_seed(seed)
-        normal_(self.embedding, self.config.hidden_size**-0.5, generator)
+        normal_(self.embedding, 1 / self.config.hidden_size, generator)
         nn.init.ones_(self.embedding_norm)
         for layer in self.layers:
             assert isinstance(layer, MindLLMLayer)
