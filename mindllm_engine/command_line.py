@@ -53,6 +53,7 @@ def parse_arguments(schema: type[Schema], description: str, argv: list[str] | No
 
     argv = sys.argv[1:] if argv is None else argv
     _check_keys(schema, argv)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of the fields below")
     parser.add_class_arguments(schema)
@@ -183,7 +184,9 @@ def _unknown_key(key: str, fields: dict[str, Any], prefix: str, where: str) -> C
 def _one_line(message: str, argv: list[str]) -> str:
     """jsonargparse's report, which spans lines and repeats itself for nested optional types, as one line."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
-    expected = re.findall(r"(Expected an? .*?|Key \"[^\"]+\" is required.*?|.*is required.*?|invalid .*?)(?:\n|$)", message)
+    expected = re.findall(
+        r"(Expected an? .*?|Key \"[^\"]+\" is required.*?|.*is required.*?|invalid .*?)(?:\n|$)", message
+    )
     expected = [part for part in expected if "NoneType" not in part or len(expected) == 1]
     where = ", ".join(_config_files(argv)) or "command line"
     path: list[str] = []

@@ -9,23 +9,20 @@ from mindllm_engine.training.weights import load_model_for_inference
 
 @dataclass
 class GenerateArguments:
-    """Print a prompt and its continuation, as it comes.
-
-    Args:
-        run: the run folder.
-        prompt: the text to continue; empty starts a document.
-        max_new_tokens: stop after so many tokens, if the document has not ended.
-        temperature: divides the logits; 0 takes the likeliest token each time.
-        top_p: sample from the likeliest tokens that reach this probability together.
-        seed: the same seed gives the same text.
-    """
+    """Print a prompt and its continuation, as it comes."""
 
     run: str
+    """The run folder."""
     prompt: str = ""
+    """The text to continue; empty starts a document."""
     max_new_tokens: int = 200
+    """Stop after so many tokens, if the document has not ended."""
     temperature: float = 0.7
+    """Divides the logits; 0 takes the likeliest token each time."""
     top_p: float = 0.9
+    """Sample from the likeliest tokens that reach this probability together."""
     seed: int = 0
+    """The same seed gives the same text."""
 
 
 def main() -> None:

@@ -14,13 +14,10 @@ from mindllm_engine.errors import ConfigError
 
 @dataclass
 class PrepareArguments:
-    """The corpus section of a run's config.
-
-    Args:
-        corpus: text, and how it becomes token files.
-    """
+    """The corpus section of a run's config."""
 
     corpus: CorpusConfig
+    """Text, and how it becomes token files."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Pre-train a network: `torchrun --nproc-per-node N tools/pretrain.py --config configs/demo.yaml [--train.steps ...]`."""
+"""Pre-train a network: `torchrun --nproc-per-node 2 tools/pretrain.py --config configs/demo.yaml`."""
 
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.training.config import RunConfig

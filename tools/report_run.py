@@ -12,15 +12,12 @@ from mindllm_engine.evaluation.report import COLUMNS, cells, make_report
 
 @dataclass
 class ReportArguments:
-    """Print held-out losses beside the baselines and continuations of prompts; write report.html, report.json, loss.png.
-
-    Args:
-        run: the run folder.
-        prompts: texts to continue.
-    """
+    """Print held-out losses beside baselines, and continuations; write report.html, report.json and loss.png."""
 
     run: str
+    """The run folder."""
     prompts: list[str] = field(default_factory=lambda: ["Once upon a time", "从前"])
+    """Texts to continue."""
 
 
 def main() -> None:
@@ -38,7 +35,9 @@ def main() -> None:
     for prompt, text in report.continuations.items():
         console.print(f"[bold]{prompt}[/bold]", end="")
         console.print(text + "\n", markup=False, highlight=False)
-    console.print(f"run folder  {arguments.run}\nreport      {arguments.run}/report.html\nloss plot   {arguments.run}/loss.png")
+    console.print(
+        f"run folder  {arguments.run}\nreport      {arguments.run}/report.html\nloss plot   {arguments.run}/loss.png"
+    )
 
 
 if __name__ == "__main__":

@@ -11,32 +11,29 @@ from mindllm_engine.corpus.tokenizer import Tokenizer
 
 @dataclass
 class TokenizeArguments:
-    """One source of text to token files.
-
-    Args:
-        input: path or glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files; for several,
-            a list: '["a/*.jsonl", "b/*.parquet"]'.
-        name: name of the source; the files are called by it.
-        lang: its language, such as zh or en.
-        category: the kind of its text, such as web, book or code.
-        tokenizer: the SentencePiece model (tools/train_tokenizer.py makes one).
-        out: folder for <name>.bin, .idx, .json and <name>.heldout.*; a stopped run leaves its finished parts in parts/.
-        holdout: share of the documents to keep from training for validation, from 0 to below 1.
-        text_field: the field or column of a record that holds its text.
-        on_bad_record: skip counts records that are malformed or have no text, by reason; error stops at the first.
-        workers: processes; one a core by default. The output does not depend on it.
-    """
+    """One source of text to token files."""
 
     input: str | list[str]
+    """Path or glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files; for several, a list:
+    '["a/*.jsonl", "b/*.parquet"]'."""
     name: str
+    """Name of the source; the files are called by it."""
     lang: str
+    """Its language, such as zh or en."""
     category: str
+    """The kind of its text, such as web, book or code."""
     tokenizer: str
+    """The SentencePiece model (tools/train_tokenizer.py makes one)."""
     out: str
+    """Folder for <name>.bin, .idx, .json and <name>.heldout.*; a stopped run leaves its finished parts in parts/."""
     holdout: float = 0.0
+    """Share of the documents to keep from training for validation, from 0 to below 1."""
     text_field: str = "text"
+    """The field or column of a record that holds its text."""
     on_bad_record: OnBadRecord = "skip"
+    """Skip counts records that are malformed or have no text, by reason; error stops at the first."""
     workers: int | None = None
+    """Processes; one a core by default. The output does not depend on it."""
 
 
 def main() -> None:

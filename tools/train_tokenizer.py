@@ -12,24 +12,21 @@ from mindllm_engine.corpus.tokenizer import train_tokenizer
 
 @dataclass
 class TrainTokenizerArguments:
-    """A SentencePiece BPE tokenizer that gives every text back exactly.
-
-    Args:
-        input: language -> path or glob of its text, as .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or
-            .parquet files. Each language gives equal parts, and in it each file.
-        model: file to write the tokenizer to.
-        vocab_size: number of its ids. Below 65,500 a stored id takes 2 bytes, from there on 4.
-        train_bytes: bytes of text to train on. Training takes about 20 bytes of memory for each.
-        text_field: the field or column of a record that holds its text.
-        seed: names the choice of documents.
-    """
+    """A SentencePiece BPE tokenizer that gives every text back exactly."""
 
     input: dict[str, str]
+    """Language -> path or glob of its text, as .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet
+    files. Each language gives equal parts, and in it each file."""
     model: str
+    """File to write the tokenizer to."""
     vocab_size: int
+    """Number of its ids. Below 65,500 a stored id takes 2 bytes, from there on 4."""
     train_bytes: int = 100_000_000
+    """Bytes of text to train on. Training takes about 20 bytes of memory for each."""
     text_field: str = "text"
+    """The field or column of a record that holds its text."""
     seed: int = 0
+    """Names the choice of documents."""
 
 
 def main() -> None:

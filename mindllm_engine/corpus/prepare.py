@@ -23,46 +23,40 @@ _TOKENIZER_SEED = 0
 
 @dataclass
 class SourceText:
-    """The raw text of one source.
-
-    Args:
-        path: glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment
-            variables such as ${MINDLLM_DATA} are expanded.
-        lang: the language, such as zh or en; the tokenizer is trained on equal parts of each.
-        category: the kind of text, such as book or code; plans with the order `blocked` go by it.
-    """
+    """The raw text of one source."""
 
     path: str
+    """Glob of .jsonl, .json (one record a line), .jsonl.gz, .jsonl.zst or .parquet files. `~` and environment variables
+    such as ${MINDLLM_DATA} are expanded."""
     lang: str
+    """The language, such as zh or en; the tokenizer is trained on equal parts of each."""
     category: str
+    """The kind of text, such as book or code; plans with the order `blocked` go by it."""
 
 
 @dataclass
 class CorpusConfig:
-    """Raw text, and how it becomes token files.
-
-    Args:
-        dir: folder for the tokenizer and the token files. `~` and environment variables are expanded.
-        sources: the sources by name; mixture plans and metrics call them by it.
-        tokenizer_vocab_size: ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id
-            takes 2 bytes, from there on 4.
-        tokenizer_train_bytes: bytes of text to train the tokenizer on, in equal parts from each language and source.
-            Training takes about 20 bytes of memory for each.
-        holdout: share of the documents to keep from training for validation, from 0 to below 1.
-        text_field: the field or column of a record that holds its text.
-        on_bad_record: skip counts records that are malformed or have no text, by reason; error stops at the first.
-        sample_seed: if given, and there is no text of any source yet, the sample corpus made from this seed is written
-            to the folder where the sources expect theirs.
-    """
+    """Raw text, and how it becomes token files."""
 
     dir: str
+    """Folder for the tokenizer and the token files. `~` and environment variables are expanded."""
     sources: dict[str, SourceText]
+    """The sources by name; mixture plans and metrics call them by it."""
     tokenizer_vocab_size: int
+    """Ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id takes 2 bytes, from there
+    on 4."""
     tokenizer_train_bytes: int
+    """Bytes of text to train the tokenizer on, in equal parts from each language and source. Training takes about 20
+    bytes of memory for each."""
     holdout: float
+    """Share of the documents to keep from training for validation, from 0 to below 1."""
     text_field: str = "text"
+    """The field or column of a record that holds its text."""
     on_bad_record: OnBadRecord = "skip"
+    """Skip counts records that are malformed or have no text, by reason; error stops at the first."""
     sample_seed: int | None = None
+    """If given, and there is no text of any source yet, the sample corpus made from this seed is written to the folder
+    where the sources expect theirs."""
 
 
 @dataclass

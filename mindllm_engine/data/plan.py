@@ -18,19 +18,16 @@ from mindllm_engine.errors import ConfigError, DataError
 
 @dataclass
 class BlockConfig:
-    """One stretch of a plan.
-
-    Args:
-        tokens: token budget; empty for as many as the run's steps need (last block only).
-        weights: share of the budget for each source, up to a common factor; empty for the sources' own sizes in tokens.
-        order: `shuffled`, or `blocked` by category with the languages interleaved.
-        max_epochs: cap on how often any source may be repeated up to the end of this block.
-    """
+    """One stretch of a plan."""
 
     tokens: int | None = None
+    """Token budget; empty for as many as the run's steps need (last block only)."""
     weights: dict[str, float] = field(default_factory=dict)
+    """Share of the budget for each source, up to a common factor; empty for the sources' own sizes in tokens."""
     order: Literal["shuffled", "blocked"] = "shuffled"
+    """`shuffled`, or `blocked` by category with the languages interleaved."""
     max_epochs: float = 4.0
+    """Cap on how often any source may be repeated up to the end of this block."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +230,7 @@ def share_out(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return parts
 
 
-def interleave(
-    positions: NDArray[np.int64], quotas: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def interleave(positions: NDArray[np.int64], quotas: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Spread sources evenly over the positions [0, sum(quotas)): which source each is, and its count within the source.
 
     Source by source, position j of the Q still open is the first source's iff floor((j+1) q / Q) exceeds floor(j q / Q);

@@ -64,7 +64,10 @@ class BigramModel:
         codes = self._codes(histories, words)
         places = np.searchsorted(self.pairs, codes).clip(max=len(self.pairs) - 1)
         seen = self.pairs[places] == codes
-        return np.where(seen, self.pair_probabilities[places], 0.0) + self.backoff[histories] * self.word_probabilities[words]
+        return (
+            np.where(seen, self.pair_probabilities[places], 0.0)
+            + self.backoff[histories] * self.word_probabilities[words]
+        )
 
     def nats(self, file: TokenFile) -> float:
         """Sum of -ln P(word | the word before it) over the words of a file."""

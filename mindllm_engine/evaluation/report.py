@@ -65,7 +65,9 @@ def make_report(run_dir: Path, prompts: list[str]) -> Report:
     records = read_metrics(run_dir)
     evaluated = [record for record in records if "heldout_bpb" in record]
     if not (run_dir / CONFIG_FILE).exists() or not evaluated:
-        raise DataError(f"{run_dir}: holds no run with held-out losses; train it first with tools/pretrain.py --run.dir {run_dir}")
+        raise DataError(
+            f"{run_dir}: holds no run with held-out losses; train it first with tools/pretrain.py --run.dir {run_dir}"
+        )
     config = parse_arguments(RunConfig, "", ["--config", str(run_dir / CONFIG_FILE)])
     data = open_data(config)
     model, tokenizer = load_model_for_inference(str(run_dir))
@@ -75,7 +77,7 @@ def make_report(run_dir: Path, prompts: list[str]) -> Report:
         new_ids = generate(
             model, ids, NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, eos_id=tokenizer.eos_id, seed=config.run.seed
         )
-        continuations[prompt] = tokenizer.decode(new_ids)
+        continuations[prompt] = tokenizer.decode(list(new_ids))
     report = Report(
         run_dir=str(run_dir),
         steps=evaluated[-1]["step"],
@@ -231,7 +233,9 @@ def to_markdown(report: Report) -> str:
 def to_html(report: Report, plot: Path) -> str:
     """One page that needs no other file."""
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _, _ in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) + "</tr>\n" for row in report.rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) + "</tr>\n" for row in report.rows
+    )
     samples = "".join(
         f"<p><b>{html.escape(prompt)}</b>{html.escape(text)}</p>\n" for prompt, text in report.continuations.items()
     )

@@ -56,9 +56,11 @@ class GPTNeoConfig:
             if getattr(self, key) < 1:
                 raise ConfigError(f"model.gpt_neo.{key} must be at least 1, not {getattr(self, key)}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
-            raise ConfigError(f"gpt_neo.norm_eps must be above 0, not {self.norm_eps}")
+            raise ConfigError(f"model.gpt_neo.norm_eps must be above 0, not {self.norm_eps}")
         if self.hidden_size % self.n_heads:
-            raise ConfigError(f"model.gpt_neo.n_heads {self.n_heads} does not divide model.gpt_neo.hidden_size {self.hidden_size}")
+            raise ConfigError(
+                f"model.gpt_neo.n_heads {self.n_heads} does not divide model.gpt_neo.hidden_size {self.hidden_size}"
+            )
 
     def build(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, seed: int | None = None

@@ -63,7 +63,9 @@ class MindLLMConfig:
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 raise ConfigError(f"model.mindllm.{key} must be above 0, not {getattr(self, key)}")
         if self.hidden_size % self.n_heads:
-            raise ConfigError(f"model.mindllm.n_heads {self.n_heads} does not divide model.mindllm.hidden_size {self.hidden_size}")
+            raise ConfigError(
+                f"model.mindllm.n_heads {self.n_heads} does not divide model.mindllm.hidden_size {self.hidden_size}"
+            )
         if self.head_dim % 2:
             raise ConfigError(
                 f"model.mindllm.hidden_size / model.mindllm.n_heads must be even for rotary positions, not {self.head_dim}"

@@ -13,23 +13,20 @@ from mindllm_engine.optim.schedules import ScheduleConfig
 
 @dataclass
 class OptimConfig:
-    """AdamW and its learning-rate schedule.
-
-    Args:
-        lr: peak learning rate.
-        betas: decay rates of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled decay of matrices, a step, times the learning rate.
-        clip_grad_norm: gradients are scaled so that their global L2 norm is at most this; 0 turns clipping off.
-        schedule: how the learning rate moves.
-    """
+    """AdamW and its learning-rate schedule."""
 
     lr: float = 3e-4
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
     eps: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.1
+    """Decoupled decay of matrices, a step, times the learning rate."""
     clip_grad_norm: float = 1.0
+    """Gradients are scaled so that their global L2 norm is at most this; 0 turns clipping off."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the learning rate moves."""
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the first impossible value."""

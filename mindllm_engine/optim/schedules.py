@@ -14,19 +14,16 @@ from mindllm_engine.errors import ConfigError
 
 @dataclass
 class ScheduleConfig:
-    """How the learning rate moves between 0, its peak (`optim.lr`) and `min_lr`.
-
-    Args:
-        kind: shape after the warm-up: constant, linear or cosine to `min_lr` at the last step, or wsd.
-        warmup_steps: steps of linear warm-up from 0 to the peak.
-        min_lr: learning rate at the end of a linear, cosine or wsd schedule.
-        decay_fraction: share of all steps that wsd spends decaying linearly at the end.
-    """
+    """How the learning rate moves between 0, its peak (`optim.lr`) and `min_lr`."""
 
     kind: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    """Shape after the warm-up: constant, linear or cosine to `min_lr` at the last step, or wsd."""
     warmup_steps: int = 0
+    """Steps of linear warm-up from 0 to the peak."""
     min_lr: float = 0.0
+    """Learning rate at the end of a linear, cosine or wsd schedule."""
     decay_fraction: float = 0.1
+    """Share of all steps that wsd spends decaying linearly at the end."""
 
     def validate(self, peak: float) -> None:
         """Raises `ConfigError` naming the first impossible value. A run shorter than its warm-up is allowed."""

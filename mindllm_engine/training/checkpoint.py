@@ -20,7 +20,6 @@ import safetensors.torch
 import xxhash
 from torch import Tensor
 
-from mindllm_engine.data.plan import Plan
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import AdamW
@@ -69,7 +68,9 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
             shutil.rmtree(leftover)
         temporary.mkdir()
         for name, tensors in ((MODEL_FILE, views(optimizer.master)), (OPTIMIZER_FILE, moments)):
-            safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary / name)
+            safetensors.torch.save_file(
+                {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary / name
+            )
             state.files[name] = file_hash(temporary / name)
         (temporary / STATE_FILE).write_bytes(orjson.dumps(asdict(state), option=orjson.OPT_INDENT_2))
         for path in (*temporary.iterdir(), temporary):
@@ -148,7 +149,9 @@ def read_tensors(checkpoint: Path, file: str, state: CheckpointState, like: dict
     path = checkpoint / file
     try:
         if file_hash(path) != state.files.get(file):
-            raise CheckpointError(f"{path}: damaged: its xxh3 is not the one in {STATE_FILE}; delete {checkpoint} to use an earlier one")
+            raise CheckpointError(
+                f"{path}: damaged: its xxh3 is not the one in {STATE_FILE}; delete {checkpoint} to use an earlier one"
+            )
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); delete {checkpoint} to use an earlier one") from error

@@ -12,72 +12,64 @@ from mindllm_engine.optim.optimizer import OptimConfig
 
 @dataclass
 class RunSection:
-    """The run as a whole.
-
-    Args:
-        dir: run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, tokenizer.model.
-        seed: names the initial weights and the order of the data.
-        resume: `auto` goes on from the newest checkpoint in `dir`, if there is one; `never` refuses a folder with checkpoints.
-        init_from: run folder or checkpoint whose weights to start from (its optimizer and step are left behind). A larger
-            `vocab_size` here extends its embeddings.
-    """
+    """The run as a whole."""
 
     dir: str
+    """Run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, tokenizer.model."""
     seed: int = 1
+    """Names the initial weights and the order of the data."""
     resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest checkpoint in `dir`, if there is one; `never` refuses a folder with
+    checkpoints."""
     init_from: str | None = None
+    """Run folder or checkpoint whose weights to start from (its optimizer and step are left behind). A larger
+    `vocab_size` here extends its embeddings."""
 
 
 @dataclass
 class DataConfig:
-    """What is read, in which order. Sources are made from text by the `corpus` section, or named here.
-
-    Args:
-        seq_len: tokens in a sample.
-        blocks: the plan; a single block without a budget by default: all sources by size, shuffled.
-        sources: name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them).
-        heldout: name of a source -> prefix of its held-out documents.
-        tokenizer: the SentencePiece model the token files were made with; checked against them.
-    """
+    """What is read, in which order. Sources are made from text by the `corpus` section, or named here."""
 
     seq_len: int
+    """Tokens in a sample."""
     blocks: list[BlockConfig] = field(default_factory=lambda: [BlockConfig()])
+    """The plan; a single block without a budget by default: all sources by size, shuffled."""
     sources: dict[str, str] = field(default_factory=dict)
+    """Name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them)."""
     heldout: dict[str, str] = field(default_factory=dict)
+    """Name of a source -> prefix of its held-out documents."""
     tokenizer: str | None = None
+    """The SentencePiece model the token files were made with; checked against them."""
 
 
 @dataclass
 class TrainConfig:
-    """The loop.
-
-    Args:
-        steps: optimizer steps of the whole run; the schedule spans them.
-        global_batch_size: samples a step, over all ranks.
-        micro_batch_size: samples a rank takes through the network at a time.
-        precision: bf16 (weights and activations, with fp32 master weights, gradients and statistics) or fp32.
-        stop_after: save and end after this step, as a wall-clock limit would; the schedule is not shortened.
-        log_every: steps between records of the training loss.
-        eval_every: steps between evaluations of the held-out data, besides the first and last step; 0 for those only.
-        eval_tokens: held-out tokens read a source; empty for all.
-        checkpoint_every: steps between checkpoints, besides the last step; 0 for that only.
-        keep_checkpoints: how many of the newest checkpoints to keep; 0 for all.
-        tensorboard: write the records to `dir`/tensorboard as well.
-        wandb_project: write them to this Weights & Biases project as well (needs the extra `[wandb]`).
-    """
+    """The loop."""
 
     steps: int
+    """Optimizer steps of the whole run; the schedule spans them."""
     global_batch_size: int
+    """Samples a step, over all ranks."""
     micro_batch_size: int
+    """Samples a rank takes through the network at a time."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision: bf16 (weights and activations, with fp32 master weights, gradients and statistics) or fp32."""
     stop_after: int | None = None
+    """Save and end after this step, as a wall-clock limit would; the schedule is not shortened."""
     log_every: int = 1
+    """Steps between records of the training loss."""
     eval_every: int = 0
+    """Steps between evaluations of the held-out data, besides the first and last step; 0 for those only."""
     eval_tokens: int | None = None
+    """Held-out tokens read a source; empty for all."""
     checkpoint_every: int = 0
+    """Steps between checkpoints, besides the last step; 0 for that only."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep; 0 for all."""
     tensorboard: bool = True
+    """Write the records to `dir`/tensorboard as well."""
     wandb_project: str | None = None
+    """Write them to this Weights & Biases project as well (needs the extra `[wandb]`)."""
 
 
 @dataclass
@@ -101,7 +93,9 @@ class RunConfig:
             for name in names:
                 value = getattr(section, name)
                 if value is not None and value < 1:
-                    raise ConfigError(f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1")
+                    raise ConfigError(
+                        f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1"
+                    )
         for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self.train, name) < 0:
                 raise ConfigError(f"train.{name}: {getattr(self.train, name)} must not be negative")
@@ -118,7 +112,9 @@ class RunConfig:
         if not self.data.blocks:
             raise ConfigError("data.blocks: a plan needs one block at least")
         if (self.corpus is None) == (not self.data.sources):
-            raise ConfigError("data.sources: name token files here, or the text they are made from under corpus (one of the two)")
+            raise ConfigError(
+                "data.sources: name token files here, or the text they are made from under corpus (one of the two)"
+            )
         unknown = sorted(set(self.data.heldout) - set(self.data.sources))
         if unknown:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
@@ -44,7 +43,6 @@ def train(run: Run) -> None:
     config = run.config.train
     stop = StopSignal()
     stopwatch = Stopwatch()
-    saved_step = run.step
     if run.step == 0:
         report_heldout(run)
     while run.step < config.steps:
@@ -137,7 +135,10 @@ def report_heldout(run: Run) -> None:
     by_source = heldout_losses(run.model, run.heldout, len(run.data.sources), run.world.device)
     if run.metrics is None or run.progress is None:
         return
-    record: dict[str, Any] = {"step": run.step, "tokens": run.step * run.config.train.global_batch_size * run.config.data.seq_len}
+    record: dict[str, Any] = {
+        "step": run.step,
+        "tokens": run.step * run.config.train.global_batch_size * run.config.data.seq_len,
+    }
     all_nats, all_count, all_bytes = 0.0, 0, 0.0
     for name, file, (nats, count) in zip(run.data.names, run.data.heldout, by_source, strict=True):
         if file is None or count == 0:

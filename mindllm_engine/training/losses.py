@@ -28,7 +28,9 @@ class SourceLosses:
 
 
 @torch.no_grad()
-def heldout_losses(model: nn.Module, batches: list[Batch], sources: int, device: torch.device) -> list[tuple[float, int]]:
+def heldout_losses(
+    model: nn.Module, batches: list[Batch], sources: int, device: torch.device
+) -> list[tuple[float, int]]:
     """(sum of losses in nats, supervised tokens) of each source over all ranks, this rank reading `batches`."""
     model.eval()
     losses = SourceLosses(sources, device)

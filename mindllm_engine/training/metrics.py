@@ -58,14 +58,20 @@ class MetricsLog:
             try:
                 import wandb
             except ImportError as error:
-                raise ConfigError("train.wandb_project: needs the package wandb; pip install 'mindllm-engine[wandb]'") from error
-            self.wandb = wandb.init(project=wandb_project, dir=str(run_dir), id=run_dir.name, resume="allow", config=config)
+                raise ConfigError(
+                    "train.wandb_project: needs the package wandb; pip install 'mindllm-engine[wandb]'"
+                ) from error
+            self.wandb = wandb.init(
+                project=wandb_project, dir=str(run_dir), id=run_dir.name, resume="allow", config=config
+            )
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record everywhere. Values that are not finite stand as null in the file."""
         self.file.write(orjson.dumps(record) + b"\n")
         self.file.flush()
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)}
+        numbers = {
+            name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)
+        }
         if self.board is not None:
             for name, value in numbers.items():
                 if name != "step":

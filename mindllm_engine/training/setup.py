@@ -6,7 +6,6 @@
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
 from mindllm_engine.distributed.process_group import World, wait_for_all
-from mindllm_engine.errors import CheckpointError, ConfigError, DataError
+from mindllm_engine.errors import CheckpointError, ConfigError
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.flat_parameters import FlatParameters
@@ -117,6 +116,11 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
     if config.run.resume == "never":
         raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
     state = load_state(checkpoint)
+    if state.step > config.train.steps:
+        raise CheckpointError(
+            f"{checkpoint}: the run is at step {state.step}, beyond train.steps = {config.train.steps}; raise it, or "
+            "choose another run.dir"
+        )
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:
         raise CheckpointError(
@@ -124,9 +128,9 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
             "(to train longer than planned, append a block to data.blocks)"
         )
     if state.tokenizer_hash != data.sources[0].manifest.tokenizer_hash:
-        raise CheckpointError(f"{checkpoint}: made with another tokenizer than the data has now; choose another run.dir")
-    if state.step > config.train.steps:
-        raise CheckpointError(f"{checkpoint}: the run is at step {state.step}, beyond train.steps = {config.train.steps}")
+        raise CheckpointError(
+            f"{checkpoint}: of another tokenizer than the data; restore that, or choose another run.dir"
+        )
     return checkpoint
 
 

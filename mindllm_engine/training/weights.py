@@ -34,7 +34,9 @@ def find_checkpoint(source: Path) -> Path:
         return source
     checkpoint = newest_checkpoint(source / "checkpoints")
     if checkpoint is None:
-        raise CheckpointError(f"{source}: holds no checkpoint; expected a run folder with checkpoints/ or one of its checkpoints")
+        raise CheckpointError(
+            f"{source}: holds no checkpoint; expected a run folder with checkpoints/ or one of its checkpoints"
+        )
     return checkpoint
 
 

@@ -1,5 +1,6 @@
 """The loader against a brute-force reading of the same files: every token, border, position and source."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +74,18 @@ def test_batches_are_packed_right(tmp_path: Path) -> None:
     plan = Plan(facts, [BlockConfig(tokens=100 * SEQ_LEN)], SEQ_LEN, 7, 0)
     loader = Loader(plan, files, VOCAB, rank=0, world_size=1)
     for batch in loader.micro_batches(first_sample=0, global_batch=96, micro_batch=8):
-        assert batch.tokens.shape == batch.targets.shape == batch.positions.shape == batch.source_ids.shape == (8 * SEQ_LEN,)
+        assert (
+            batch.tokens.shape
+            == batch.targets.shape
+            == batch.positions.shape
+            == batch.source_ids.shape
+            == (8 * SEQ_LEN,)
+        )
         assert batch.cu_seqlens[0] == 0
         assert batch.cu_seqlens[-1] == 8 * SEQ_LEN
         assert set(range(0, 8 * SEQ_LEN, SEQ_LEN)) <= set(batch.cu_seqlens.tolist()), "a document ends with its row"
         bounds = batch.cu_seqlens.tolist()
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in itertools.pairwise(bounds):
             assert end > begin
             assert batch.positions[begin:end].tolist() == list(range(end - begin))
             assert torch.equal(batch.targets[begin : end - 1], batch.tokens[begin + 1 : end])

@@ -15,7 +15,9 @@ from mindllm_engine.optim.schedules import ScheduleConfig, learning_rate
 
 def small_model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(50, 24), nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 1, bias=False))
+    return nn.Sequential(
+        nn.Embedding(50, 24), nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 1, bias=False)
+    )
 
 
 def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
@@ -31,7 +33,10 @@ def test_adamw_follows_torch(clip: float) -> None:
     decayed = [p for p in reference.parameters() if p.dim() >= 2]
     plain = [p for p in reference.parameters() if p.dim() < 2]
     oracle = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95), eps=1e-8
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        eps=1e-8,
     )
     for step in range(20):
         loss_of(model, step).backward()

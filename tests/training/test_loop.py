@@ -1,5 +1,6 @@
 """The loop against a plain one with torch.optim.AdamW, and what it leaves in the run folder."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from mindllm_engine.command_line import parse_arguments
+from mindllm_engine.data.loader import Loader
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
 from mindllm_engine.training.setup import open_data
-from mindllm_engine.data.loader import Loader
 from mindllm_engine.training.weights import load_model
 from tests.training.tiny_run import VOCAB, launch, records, train_here, write_config
 
@@ -91,7 +92,7 @@ def test_heldout_loss_is_the_models(tmp_path: Path) -> None:
     starts = (np.cumsum(file.lengths) - file.lengths).tolist()
     cuts = sorted({*starts, *range(0, file.tokens, 32), file.tokens})
     nats = count = 0.0
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         targets = stream[begin + 1 : end + 1].clone()
         if end in starts or end == file.tokens:
             targets = targets[: end - begin - 1]

@@ -131,7 +131,7 @@ def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
         (["--model.mindllm.n_layers", "3"], "model.mindllm.n_layers was 2 and is 3"),
         (["--run.seed", "4"], "seed was 3 and is 4"),
         (["--data.blocks", '[{"order": "blocked"}]'], "block 0"),
-        (["--train.steps", "3"], "beyond train.steps"),
+        (["--train.steps", "3"], r"beyond train\.steps"),
         (["--run.resume", "never"], "holds a run already"),
     ):
         with pytest.raises(CheckpointError, match=message):
