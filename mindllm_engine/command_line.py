@@ -26,8 +26,8 @@ Schema = TypeVar("Schema")
 def run_tool(main: Callable[[], None]) -> None:
     """Call `main` and turn a `MindLLMError` into `error: <one line>` and exit code 2.
 
-    Under torchrun every rank meets the same mistake at the same moment. Rank 0 prints it; the others leave it a moment to
-    do so (torchrun ends all ranks as soon as one has left).
+    Under torchrun every rank meets the same mistake at the same moment. Rank 0 prints it; the others leave it a
+    moment to do so (torchrun ends all ranks as soon as one has left).
     """
     try:
         main()
@@ -139,7 +139,8 @@ def _check_mapping(schema: type, content: dict[str, Any], prefix: str, where: st
 
 
 def _nested_mappings(expected: Any, value: Any, path: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
-    """The (path, dataclass, mapping) triples directly under a field: itself, or the entries of its list or dictionary."""
+    """The (path, dataclass, mapping) triples directly under a field: itself, or the entries of its list or
+    dictionary."""
     nested = _dataclass_in(expected)
     if nested is not None and isinstance(value, dict):
         yield path, nested, value

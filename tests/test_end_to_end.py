@@ -1,4 +1,5 @@
-"""The tools one after the other, as a user calls them: text, tokenizer, token files, training on two ranks, report, generation."""
+"""The tools one after the other, as a user calls them: text, tokenizer, token files, training on two ranks, report,
+generation."""
 
 import json
 import subprocess
@@ -76,8 +77,9 @@ def test_generation_from_a_run(demo: Path) -> None:
 
 def test_another_tokenizer_than_the_data_was_made_with(demo: Path, tmp_path: Path) -> None:
     tool(
-        "tools/train_tokenizer.py", "--input.en", str(demo / "text" / "en_*.jsonl"), "--input.zh", str(demo / "text" / "zh_*.jsonl"),
-        "--model", str(tmp_path / "other.model"), "--vocab_size", "4096",
+        "tools/train_tokenizer.py", "--input.en", str(demo / "text" / "en_*.jsonl"),
+        "--input.zh", str(demo / "text" / "zh_*.jsonl"), "--model", str(tmp_path / "other.model"),
+        "--vocab_size", "4096",
     )  # fmt: skip
     config = yaml.safe_load((demo / "config.yaml").read_text())
     del config["corpus"]

@@ -66,8 +66,8 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
 class Loader:
     """Reads the samples of a plan for one rank.
 
-    Global sample g of step s, s * global_batch <= g < (s + 1) * global_batch, goes to the ranks in runs of `micro_batch`
-    samples, so that which samples make up a step does not depend on the number of ranks.
+    Global sample g of step s, s * global_batch <= g < (s + 1) * global_batch, goes to the ranks in runs of
+    `micro_batch` samples, so that which samples make up a step does not depend on the number of ranks.
     """
 
     def __init__(self, plan: Plan, files: list[TokenFile], vocab_size: int, rank: int, world_size: int) -> None:

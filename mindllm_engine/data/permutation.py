@@ -1,8 +1,8 @@
 """Keyed permutations by arithmetic: position i of n goes to a pseudo-random, distinct place, with nothing stored.
 
-A balanced Feistel network of four rounds permutes the smallest even-bit power of two that holds n; places at or beyond n
-are walked on (the network is applied again) until they fall inside, which keeps it a bijection (Black and Rogaway,
-"Ciphers with arbitrary finite domains", 2002). Fewer than four walks are needed on average.
+A balanced Feistel network of four rounds permutes the smallest even-bit power of two that holds n; places at or
+beyond n are walked on (the network is applied again) until they fall inside, which keeps it a bijection (Black and
+Rogaway, "Ciphers with arbitrary finite domains", 2002). Fewer than four walks are needed on average.
 """
 
 import numpy as np
@@ -34,7 +34,8 @@ def derive_key(*parts: int) -> int:
 
 
 def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """Where each of `positions` (int64, any shape, in [0, size)) goes under the permutation of [0, size) named by `key`."""
+    """Where each of `positions` (int64, any shape, in [0, size)) goes under the permutation of [0, size) named by
+    `key`."""
     half_bits = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     round_keys = [np.uint64(derive_key(key, number)) for number in range(ROUNDS)]
     places = positions.astype(np.uint64)

@@ -1,9 +1,9 @@
 """Mixture plans: which source, and which sample of it, is global sample g. Addresses are arithmetic; nothing is built.
 
 A plan is a list of blocks, each a token budget with a weight for each source and an order (MindLLM section 4.5.1):
-`shuffled` draws uniformly over the block's whole mixture; `blocked` goes source category after category, the languages of
-a category interleaved. The order depends on the plan and the seed alone: not on ranks, micro-batches or the global batch,
-so the state of a reader is the number of the next sample.
+`shuffled` draws uniformly over the block's whole mixture; `blocked` goes source category after category, the
+languages of a category interleaved. The order depends on the plan and the seed alone: not on ranks, micro-batches or
+the global batch, so the state of a reader is the number of the next sample.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -86,8 +86,8 @@ class Plan:
         for source in sources:
             if source.tokens < seq_len + 1:
                 raise DataError(
-                    f"source {source.name}: {source.tokens} tokens are fewer than one sample of seq_len + 1 = {seq_len + 1}; "
-                    "leave it out or shorten data.seq_len"
+                    f"source {source.name}: {source.tokens} tokens are fewer than one sample of seq_len + 1 = "
+                    f"{seq_len + 1}; leave it out or shorten data.seq_len"
                 )
         self.blocks: list[Block] = []
         taken = np.zeros(len(sources), np.int64)
@@ -113,7 +113,8 @@ class Plan:
         return sum(block.samples for block in self.blocks)
 
     def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source id and sample number within that source of each global sample; arrays of the same shape, (n,) int64."""
+        """Source id and sample number within that source of each global sample; arrays of the same shape, (n,)
+        int64."""
         source_ids = np.empty(samples.shape, np.int64)
         indices = np.empty(samples.shape, np.int64)
         for block in self.blocks:
@@ -151,7 +152,10 @@ class Plan:
             new = now["blocks"][number] if number < len(now["blocks"]) else None
             if new is None or any(list_of(new[key]) != list_of(old[key]) for key in old):
                 samples_now = sum(new["quotas"]) if new else 0
-                return f"block {number} of {sum(old['quotas']):,} samples ({old['order']}) has been consumed in part and is now another ({samples_now:,} samples)"
+                return (
+                    f"block {number} of {sum(old['quotas']):,} samples ({old['order']}) has been consumed in part and "
+                    f"is now another ({samples_now:,} samples)"
+                )
         return None
 
     def _budget(self, config: BlockConfig, where: str, is_last: bool, samples_left: int) -> int:
@@ -233,8 +237,8 @@ def share_out(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
 def interleave(positions: NDArray[np.int64], quotas: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Spread sources evenly over the positions [0, sum(quotas)): which source each is, and its count within the source.
 
-    Source by source, position j of the Q still open is the first source's iff floor((j+1) q / Q) exceeds floor(j q / Q);
-    the others close ranks.
+    Source by source, position j of the Q still open is the first source's iff floor((j+1) q / Q) exceeds
+    floor(j q / Q); the others close ranks.
     """
     which = np.full(positions.shape, -1, np.int64)
     counts = np.zeros(positions.shape, np.int64)

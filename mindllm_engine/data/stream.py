@@ -1,4 +1,5 @@
-"""A source as an endless stream of tokens: its documents in a keyed order of its own for each epoch, cut into samples."""
+"""A source as an endless stream of tokens: its documents in a keyed order of its own for each epoch, cut into
+samples."""
 
 import numpy as np
 from numpy.typing import NDArray

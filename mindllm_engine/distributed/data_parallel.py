@@ -23,6 +23,7 @@ class DataParallel:
             dist.broadcast(flat.params, src=0)
 
     def sum_gradients(self, target_count: Tensor) -> None:
-        """Sum the main gradients and `target_count` (() fp32, the supervised tokens of this rank) over all ranks, in place."""
+        """Sum the main gradients and `target_count` (() fp32, the supervised tokens of this rank) over all ranks, in
+        place."""
         all_reduce_sum(self.flat.grads)
         all_reduce_sum(target_count)

@@ -1,7 +1,7 @@
 """The processes of a run: ranks from torchrun's environment, the device of each, and the group they talk through.
 
-One process for each GPU with NCCL, or any number of processes on the CPU with gloo. A run without torchrun is a world of
-one and creates no group.
+One process for each GPU with NCCL, or any number of processes on the CPU with gloo. A run without torchrun is a
+world of one and creates no group.
 """
 
 import ctypes

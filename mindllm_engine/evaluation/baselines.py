@@ -1,7 +1,7 @@
 """What a network has to beat: n-gram models of the same tokens, and a general compressor on the same text.
 
-All are given in bits per byte of UTF-8, over the same held-out tokens that the network is scored on: every token but the
-first of each document.
+All are given in bits per byte of UTF-8, over the same held-out tokens that the network is scored on: every token but
+the first of each document.
 """
 
 import lzma

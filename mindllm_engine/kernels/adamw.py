@@ -1,4 +1,5 @@
-"""AdamW over one flat slice of parameters: unscale, clip, moments, decoupled decay, and the cast to the parameters' dtype.
+"""AdamW over one flat slice of parameters: unscale, clip, moments, decoupled decay, and the cast to the parameters'
+dtype.
 
 Reads gradient, master, m and v, writes master, m, v and the parameter: 16 + 12 + 2 = 30 bytes an element with an fp32
 gradient and bf16 parameters. Bound by memory bandwidth. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.

@@ -31,7 +31,7 @@ except ImportError:  # torch without it, or built without FlashAttention
 logger = logging.getLogger(__name__)
 
 QUERY_BLOCK = 256
-# 887 system calls and some 375 compiled products a step of 2,048 tokens became none: 3,300 to 7,000 tokens/s (demo config).
+# Some 375 compiled products a step of 2,048 tokens become none: 3,300 to 5,200 tokens/s of the demo on a core.
 ROW_STEP = 64
 
 
@@ -60,8 +60,8 @@ def attention(
 
     Returns (tokens, heads, head_dim) in the dtype of `q`. The softmax is taken in fp32 (fp64 for fp64 inputs). With
     bf16 inputs the reference rounds scores and probabilities to bf16, as the GEMMs write them; scores with a scale
-    above the default stay in fp32. Raises ValueError for a window that is not causal, heads that do not divide, or a sequence
-    with fewer keys than queries.
+    above the default stay in fp32. Raises ValueError for a window that is not causal, heads that do not divide, or a
+    sequence with fewer keys than queries.
 
     On CUDA, bf16 and fp16 inputs go to `torch.nn.attention.varlen.varlen_attn` where torch has it. That path has not
     been run yet: this project's tests run on the CPU.

@@ -68,7 +68,8 @@ class MindLLMConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"model.mindllm.hidden_size / model.mindllm.n_heads must be even for rotary positions, not {self.head_dim}"
+                "model.mindllm.hidden_size / model.mindllm.n_heads must be even for rotary positions, not "
+                f"{self.head_dim}"
             )
 
     def build(
@@ -101,9 +102,9 @@ class MindLLM(nn.Module):
     def reset_parameters(self, seed: int | None) -> None:
         """DeepNorm's initialisation; the embedding from N(0, 1 / hidden_size^2); norm weights 1.
 
-        The norm after the embedding makes its scale free on the input side. On the output side a token's logit for itself
-        begins near std * hidden_size, since the residual stream keeps its direction: with the customary std of 0.02 that is
-        51 at 2560, and training begins by unlearning it. 1 / hidden_size makes it 1.
+        The norm after the embedding makes its scale free on the input side. On the output side a token's logit for
+        itself begins near std * hidden_size, since the residual stream keeps its direction: with the customary std
+        of 0.02 that is 51 at 2560, and training begins by unlearning it. 1 / hidden_size makes it 1.
         """
         generator = torch.Generator()
         if seed is None:

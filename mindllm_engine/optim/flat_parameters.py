@@ -1,8 +1,9 @@
-"""A model's parameters and gradients as views into flat buffers, so that whatever concerns all of them is one operation.
+"""A model's parameters and gradients as views into flat buffers, so that whatever concerns all of them is one
+operation.
 
-The layout is arithmetic on names and sizes: matrices first (they decay), then vectors (they do not), each in the order of
-`named_parameters()`. Gradients of every micro-batch are added in fp32 to one main gradient, which data parallelism
-reduces, clipping measures and AdamW reads.
+The layout is arithmetic on names and sizes: matrices first (they decay), then vectors (they do not), each in the
+order of `named_parameters()`. Gradients of every micro-batch are added in fp32 to one main gradient, which data
+parallelism reduces, clipping measures and AdamW reads.
 """
 
 from dataclasses import dataclass

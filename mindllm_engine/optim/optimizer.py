@@ -1,4 +1,5 @@
-"""AdamW with fp32 master weights over flat buffers: decay on matrices, none on vectors, gradients clipped by global norm."""
+"""AdamW with fp32 master weights over flat buffers: decay on matrices, none on vectors, gradients clipped by global
+norm."""
 
 from dataclasses import dataclass, field
 

@@ -55,7 +55,8 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
     """Write `folder`/step_<step> and delete all but the newest `keep` checkpoints (0 keeps all).
 
     Raises:
-        CheckpointError: it could not be written (a full disk); nothing of it is left, and earlier checkpoints are whole.
+        CheckpointError: it could not be written (a full disk); nothing of it is left, and earlier checkpoints are
+        whole.
     """
     final = folder / f"step_{state.step:08d}"
     temporary = folder / f".{final.name}.tmp"

@@ -107,7 +107,8 @@ class RunConfig:
             )
         if self.data.seq_len > self.model.selected.max_seq_len:
             raise ConfigError(
-                f"data.seq_len: {self.data.seq_len} is longer than the model's max_seq_len = {self.model.selected.max_seq_len}"
+                f"data.seq_len: {self.data.seq_len} is longer than the model's max_seq_len = "
+                f"{self.model.selected.max_seq_len}"
             )
         if not self.data.blocks:
             raise ConfigError("data.blocks: a plan needs one block at least")

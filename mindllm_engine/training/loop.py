@@ -1,4 +1,5 @@
-"""The training loop. One for pre-training, transfer and tuning; it waits for the device only where a number is printed."""
+"""The training loop. One for pre-training, transfer and tuning; it waits for the device only where a number is
+printed."""
 
 import math
 import signal
@@ -107,7 +108,8 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
     if not math.isfinite(loss):
         raise MindLLMError(
-            f"step {run.step}: the loss is {loss}; the newest checkpoint is from before it: lower optim.lr or look at the data"
+            f"step {run.step}: the loss is {loss}; lower optim.lr or look at the data, and go on from the newest "
+            "checkpoint, which is from before it"
         )
     if run.metrics is None or run.progress is None:
         return
@@ -154,7 +156,8 @@ def report_heldout(run: Run) -> None:
     record |= {"heldout_loss": all_nats / all_count, "heldout_bpb": all_nats / math.log(2) / all_bytes}
     run.metrics.write(record)
     run.progress.say(
-        f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a token, {record['heldout_bpb']:.4f} bits per byte"
+        f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a token, "
+        f"{record['heldout_bpb']:.4f} bits per byte"
     )
 
 

@@ -47,7 +47,7 @@ class MetricsLog:
         self, run_dir: Path, resumed_step: int, tensorboard: bool, wandb_project: str | None, config: dict[str, Any]
     ) -> None:
         truncate_metrics(run_dir, resumed_step if resumed_step > 0 else -1)
-        self.file = open(run_dir / METRICS_FILE, "ab")
+        self.path = run_dir / METRICS_FILE
         self.board = None
         self.wandb = None
         if tensorboard:
@@ -67,8 +67,8 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record everywhere. Values that are not finite stand as null in the file."""
-        self.file.write(orjson.dumps(record) + b"\n")
-        self.file.flush()
+        with self.path.open("ab") as file:
+            file.write(orjson.dumps(record) + b"\n")
         numbers = {
             name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)
         }
@@ -81,7 +81,6 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close."""
-        self.file.close()
         if self.board is not None:
             self.board.close()
         if self.wandb is not None:

@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: data opened and checked, the network built, a checkpoint read.
 
-`open_data` needs no other rank, so that mistakes in the configuration and the data show before any process group starts.
+`open_data` needs no other rank, so that mistakes in the configuration and the data show before any process group
+starts.
 """
 
 import shutil
@@ -124,8 +125,8 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:
         raise CheckpointError(
-            f"{checkpoint}: data already consumed has changed: {difference}; restore it, or start anew in another run.dir "
-            "(to train longer than planned, append a block to data.blocks)"
+            f"{checkpoint}: data already consumed has changed: {difference}; restore it, or start anew in another "
+            "run.dir (to train longer than planned, append a block to data.blocks)"
         )
     if state.tokenizer_hash != data.sources[0].manifest.tokenizer_hash:
         raise CheckpointError(

@@ -15,8 +15,8 @@ CPU_PROBE_SECONDS = 0.1
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s that this process could reach at most: a data-sheet figure for a known GPU, None for an unknown one.
 
-    A CPU has no such sheet: there it is the rate of a square matrix product of this dtype, measured now on this process's
-    threads (all ranks at once, so that they share the machine as they will in training).
+    A CPU has no such sheet: there it is the rate of a square matrix product of this dtype, measured now on this
+    process's threads (all ranks at once, so that they share the machine as they will in training).
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -1,4 +1,5 @@
-"""Plans and permutations against what they promise: bijections, exact quotas, and an order that depends on nothing else."""
+"""Plans and permutations against what they promise: bijections, exact quotas, and an order that depends on nothing
+else."""
 
 import numpy as np
 import pytest

@@ -94,7 +94,7 @@ def test_config_that_is_no_yaml_or_missing(tmp_path: Path) -> None:
         (lambda folder: edit(folder / "en.idx", lambda content: content.__delitem__(slice(-9, None))), r"en\.idx"),
         (lambda folder: shutil.copy(folder / "zh.idx", folder / "en.idx"), r"en\."),
         (lambda folder: (folder / "en.json").write_text("{"), r"en\.json: malformed"),
-        (lambda folder: write_tokens(folder / "zh", "zh", 300, 1, tokenizer_hash="b" * 16), r"zh: made with tokenizer b+, not a+"),
+        (lambda folder: write_tokens(folder / "zh", "zh", 300, 1, "b" * 16), r"zh: made with tokenizer b+, not a+"),
         (lambda folder: write_tokens(folder / "en", "en", 1, 0), r"source en: \d+ tokens are fewer"),
     ],
 )  # fmt: skip

@@ -19,14 +19,16 @@ from tests.training.tiny_run import VOCAB, launch, records, train_here, write_co
 
 GPT_NEO = {
     "gpt_neo": {
-        "vocab_size": VOCAB, "hidden_size": 32, "ffn_size": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 32, "window_size": 8,
+        "vocab_size": VOCAB, "hidden_size": 32, "ffn_size": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 32,
+        "window_size": 8,
     }
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("network", ["mindllm", "gpt_neo"])
 def test_follows_a_plain_loop(tmp_path: Path, network: str) -> None:
-    """50 steps in fp32 by four micro-batches stay within 1e-5 of one batch, torch's cross-entropy, clipping and AdamW."""
+    """50 steps in fp32 by four micro-batches stay within 1e-5 of one batch, torch's cross-entropy, clipping and
+    AdamW."""
     overrides = {"model": GPT_NEO} if network == "gpt_neo" else {}
     path = write_config(tmp_path, train__steps=50, **overrides)
     train_here(path)
@@ -80,8 +82,8 @@ def test_metrics_have_the_fixed_fields(tmp_path: Path) -> None:
 
 
 def test_heldout_loss_is_the_models(tmp_path: Path) -> None:
-    """The last held-out record is what the saved network gives, scored here with torch's cross-entropy, a document at a time
-    within each row of seq_len."""
+    """The last held-out record is what the saved network gives, scored here with torch's cross-entropy, a document
+    at a time within each row of seq_len."""
     path = write_config(tmp_path)
     train_here(path)
     config = parse_arguments(RunConfig, "", ["--config", str(path)])
