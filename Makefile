@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test lint format bench bench-gpu clean
+.PHONY: setup demo real-text test lint format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -26,7 +26,7 @@ def main() -> None:
     report = make_report(Path(arguments.run), arguments.prompts)
     table = Table(title=f"{report.parameters:,} parameters, {report.steps:,} steps, {report.tokens:,} tokens")
     for number, (title, _, _) in enumerate(COLUMNS):
-        table.add_column(title, justify="left" if number < 2 else "right")
+        table.add_column(title, justify="left" if number < 2 else "right", no_wrap=number < 2)
     sources = sum(row.name not in (row.lang, "all") for row in report.rows)
     for number, row in enumerate(report.rows):
         table.add_row(*cells(row), end_section=number == sources - 1)
@@ -34,7 +34,7 @@ def main() -> None:
     console.print(table)
     for prompt, text in report.continuations.items():
         console.print(f"[bold]{prompt}[/bold]", end="")
-        console.print(text + "\n", markup=False, highlight=False)
+        console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"run folder  {arguments.run}\nreport      {arguments.run}/report.html\nloss plot   {arguments.run}/loss.png"
     )

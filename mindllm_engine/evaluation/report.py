@@ -1,5 +1,5 @@
 """The report of a run, made from its folder afterwards: held-out losses before and after beside the baselines, the loss
-plot, and sample continuations, as `report.json`, `loss.png` and one self-contained `report.html`."""
+plot, and sample continuations, as `report.json`, `report.md`, `loss.png` and one self-contained `report.html`."""
 
 import base64
 import html
@@ -57,7 +57,8 @@ class Report:
 
 
 def make_report(run_dir: Path, prompts: list[str]) -> Report:
-    """Read a run folder, score the baselines, and write report.json, loss.png and report.html into it.
+    """Read a run folder, score the baselines, and write report.json, report.md, loss.png and report.html
+    into it.
 
     Raises:
         DataError: the folder holds no evaluated run.
@@ -87,6 +88,7 @@ def make_report(run_dir: Path, prompts: list[str]) -> Report:
         continuations=continuations,
     )
     (run_dir / "report.json").write_bytes(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
+    (run_dir / "report.md").write_text(to_markdown(report), encoding="utf-8")
     plot_losses(records, data.names, run_dir / "loss.png")
     (run_dir / "report.html").write_text(to_html(report, run_dir / "loss.png"), encoding="utf-8")
     return report

@@ -46,6 +46,8 @@ def train(run: Run) -> None:
     stopwatch = Stopwatch()
     if run.step == 0:
         report_heldout(run)
+    elif run.progress is not None:
+        run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
     while run.step < config.steps:
         totals = train_step(run)
         run.step += 1

@@ -66,13 +66,14 @@ def start(config: Path, *options: str, ranks: int = 1) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(folder: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         if (folder / "metrics.jsonl").exists() and any(record["step"] >= step for record in records_so_far(folder)):
             return
         time.sleep(0.02)
-    raise AssertionError(f"{folder} did not reach step {step}")
+    process.kill()
+    raise AssertionError(f"{folder} did not reach step {step}: {process.communicate()[1]}")
 
 
 def records_so_far(folder: Path) -> list[dict[str, float]]:
@@ -83,9 +84,11 @@ def records_so_far(folder: Path) -> list[dict[str, float]]:
 
 
 def test_sigterm_saves_and_exits_0(tmp_path: Path) -> None:
-    config = write_config(tmp_path, train__steps=3000, train__checkpoint_every=0, train__eval_every=0)
+    config = write_config(
+        tmp_path, train__steps=3000, train__checkpoint_every=0, train__eval_every=0, data__blocks=[{"max_epochs": 1000}]
+    )
     process = start(config)
-    wait_for_step(tmp_path / "run", 20)
+    wait_for_step(process, tmp_path / "run", 20)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -101,7 +104,7 @@ def test_killed_at_a_random_moment_loses_nothing_but_steps(tmp_path: Path, seed:
     config = write_config(tmp_path, train__steps=150, train__checkpoint_every=5, train__eval_every=50)
     rng = random.Random(seed)
     process = start(config)
-    wait_for_step(tmp_path / "run", rng.randrange(10, 60))
+    wait_for_step(process, tmp_path / "run", rng.randrange(10, 60))
     time.sleep(rng.random() * 0.1)
     process.kill()
     process.communicate()

@@ -103,7 +103,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[tuple[int, float, float, float]]:
     """(step, loss, loss of en, gradient norm) of each reported step, and held-out losses with step and zeros."""
     return [
-        (record["step"], record["loss"], record["loss/en"], record["grad_norm"])
+        (record["step"], record["loss"], record.get("loss/en", 0.0), record["grad_norm"])
         if "loss" in record
         else (record["step"], record["heldout_loss"], 0.0, 0.0)
         for record in records(folder)
