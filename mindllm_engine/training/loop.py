@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
-from mindllm_engine.errors import MindLLMError
+from mindllm_engine.errors import CheckpointError, MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.checkpoint import save_checkpoint
 from mindllm_engine.training.config import RunConfig
@@ -43,11 +43,11 @@ def train(run: Run) -> None:
     """Steps until the last one, `stop_after`, or SIGTERM; then the run is saved."""
     config = run.config.train
     stop = StopSignal()
-    stopwatch = Stopwatch()
     if run.step == 0:
         report_heldout(run)
     elif run.progress is not None:
         run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
+    stopwatch = Stopwatch()
     while run.step < config.steps:
         totals = train_step(run)
         run.step += 1
@@ -60,8 +60,8 @@ def train(run: Run) -> None:
             stopwatch.restart()
         stopping = any_rank(stop.requested) or run.step == config.stop_after
         if last or stopping or is_due(run.step, config.checkpoint_every):
-            if run.world.is_first:
-                save_checkpoint(run.checkpoint_folder, checkpoint_state(run), run.optimizer, config.keep_checkpoints)
+            refuse_non_finite(run, totals.grad_norm.item())
+            save(run)
             stopwatch.restart()
         if stopping:
             break
@@ -95,7 +95,7 @@ def train_step(run: Run) -> StepTotals:
     supervised = losses.counted()
     run.parallel.sum_gradients(supervised)
     rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
-    grad_norm = run.optimizer.step(rate, grad_scale=batch_tokens / supervised)
+    grad_norm = run.optimizer.step(rate, grad_scale=batch_tokens / supervised.clamp(min=1))
     return StepTotals(losses, grad_norm, rate)
 
 
@@ -103,16 +103,13 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     """Write the record of the step just done. Waits for the device.
 
     Raises:
-        MindLLMError: the loss is not finite; nothing is saved from here on.
+        MindLLMError: the loss or the gradient is not finite.
     """
     by_source = totals.losses.over_all_ranks()
+    grad_norm = totals.grad_norm.item()
     tokens_per_second = stopwatch.restart()
     loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
-    if not math.isfinite(loss):
-        raise MindLLMError(
-            f"step {run.step}: the loss is {loss}; lower optim.lr or look at the data, and go on from the newest "
-            "checkpoint, which is from before it"
-        )
+    refuse_non_finite(run, loss, grad_norm)
     if run.metrics is None or run.progress is None:
         return
     seq_len = run.config.data.seq_len
@@ -122,7 +119,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
         "tokens": run.step * run.config.train.global_batch_size * seq_len,
         "loss": loss,
         "lr": totals.learning_rate,
-        "grad_norm": totals.grad_norm.item(),
+        "grad_norm": grad_norm,
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (run.peak_flops * run.world.world_size) if run.peak_flops else None,
         "memory": peak_memory_gib(run.world.device),
@@ -132,6 +129,36 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
             record[f"loss/{name}"] = nats / count
     run.metrics.write(record)
     run.progress.show(record)
+
+
+def refuse_non_finite(run: Run, *numbers: float) -> None:
+    """End the run before weights that are lost are saved over good ones. All ranks hold the same numbers.
+
+    Raises:
+        MindLLMError: one of the step's numbers (loss, gradient norm) is not finite.
+    """
+    if not all(math.isfinite(number) for number in numbers):
+        raise MindLLMError(
+            f"step {run.step}: the loss or its gradient is not finite; lower optim.lr or look at the data, and go on "
+            "from the newest checkpoint, which is from before it"
+        )
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint on rank 0. All ranks learn whether it could be written, so that they end together.
+
+    Raises:
+        CheckpointError: it could not.
+    """
+    failure = None
+    if run.world.is_first:
+        try:
+            keep = run.config.train.keep_checkpoints
+            save_checkpoint(run.checkpoint_folder, checkpoint_state(run), run.optimizer, keep)
+        except CheckpointError as error:
+            failure = error
+    if any_rank(failure is not None):
+        raise failure or CheckpointError(f"step {run.step}: rank 0 could not save the checkpoint")
 
 
 def report_heldout(run: Run) -> None:

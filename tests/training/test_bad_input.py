@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import yaml
 
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError, MindLLMError
@@ -112,10 +113,17 @@ def test_token_beyond_the_vocabulary_names_the_document(tmp_path: Path, name: st
         train_here(config)
 
 
-def test_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_every", ["1", "1000"])
+def test_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path, log_every: str) -> None:
     config = write_config(tmp_path, optim__clip_grad_norm=0.0, train__checkpoint_every=1, train__keep_checkpoints=0)
-    with pytest.raises(MindLLMError, match=r"step \d+: the loss is (nan|inf)"):
-        train_here(config, "--optim.lr", "1e30", "--optim.schedule.kind", "constant", "--train.steps", "40")
+    with pytest.raises(MindLLMError, match=r"step \d+: the loss or its gradient is not finite"):
+        train_here(
+            config, "--optim.lr", "1e30", "--optim.schedule.kind", "constant", "--train.steps", "40",
+            "--train.log_every", log_every,
+        )  # fmt: skip
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        weights = safetensors.torch.load_file(checkpoint / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -141,6 +149,20 @@ def check_full_disk(tmp_path: Path, done: subprocess.CompletedProcess[str]) -> N
     assert done.returncode == 2, done.stderr
     assert "step_00000008: cannot save the checkpoint" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_full_disk_under_torchrun_is_one_line_too(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--train.stop_after", "4")
+    done = subprocess.run(
+        command(config, ranks=2),
+        env=environment(), capture_output=True, text=True, preexec_fn=limit_file_size, timeout=120,
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if "cannot save" in line]
+    assert len(errors) == 1
+    assert done.returncode != 0
+    assert "Connection closed" not in done.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
 
 
