@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from mindllm_engine.errors import ConfigError, MindLLMError
 
 USER_ERROR_EXIT_CODE = 2
+SECONDS_FOR_RANK_0 = 5.0
 
 Schema = TypeVar("Schema")
 
@@ -26,16 +27,15 @@ Schema = TypeVar("Schema")
 def run_tool(main: Callable[[], None]) -> None:
     """Call `main` and turn a `MindLLMError` into `error: <one line>` and exit code 2.
 
-    Under torchrun every rank meets the same mistake at the same moment. Rank 0 prints it; the others leave it a
-    moment to do so (torchrun ends all ranks as soon as one has left).
+    Under torchrun the ranks mostly meet the same mistake at the same moment. Rank 0 prints it and leaves, at which
+    torchrun ends the others; they wait for that, and print only what rank 0 did not meet.
     """
     try:
         main()
     except MindLLMError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(5)
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(SECONDS_FOR_RANK_0)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -79,8 +79,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is given twice, where YAML would keep the last in silence."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise ConfigError(f"{path}: the key {key} is given twice in one mapping; keep one")
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -99,9 +109,13 @@ def _config_files(argv: list[str]) -> Iterator[str]:
 
 
 def _check_keys(schema: type, argv: list[str]) -> None:
-    """Refuse unknown keys in config files and options by name, which jsonargparse reports without the nearest key."""
-    for path in _config_files(argv):
-        _check_mapping(schema, read_yaml(path), prefix="", where=str(path))
+    """Refuse unknown and missing keys by name, which jsonargparse reports without the nearest one or not at all."""
+    files = list(_config_files(argv))
+    options = [argument[2:].split("=")[0] for argument in argv if argument.startswith("--")]
+    for path in files:
+        # With several files one may complete another; jsonargparse has the last word then.
+        given = options if len(files) == 1 else None
+        _check_mapping(schema, read_yaml(path), prefix="", where=str(path), given=given)
     for argument in argv:
         if not argument.startswith("--") or argument == "--":
             continue
@@ -129,21 +143,33 @@ def _check_option(schema: type, name: str) -> None:
             expected = value_type
 
 
-def _check_mapping(schema: type, content: dict[str, Any], prefix: str, where: str) -> None:
+def _check_mapping(schema: type, content: dict[str, Any], prefix: str, where: str, given: list[str] | None) -> None:
+    """Check the keys of a mapping and of those in it; `given` names the options that may complete it, None any."""
     fields = typing.get_type_hints(schema)
     for key, value in content.items():
         if key not in fields:
             raise _unknown_key(str(key), fields, prefix, where)
         for path, nested, mapping in _nested_mappings(fields[key], value, f"{prefix}{key}"):
-            _check_mapping(nested, mapping, path + ".", where)
+            if not isinstance(mapping, dict):
+                found = "nothing" if mapping is None else f"{type(mapping).__name__} {mapping!r}"
+                raise ConfigError(f"{where}: {path}: expected a mapping of keys to values, found {found}")
+            _check_mapping(nested, mapping, path + ".", where, given)
+    if given is None:
+        return
+    for field in dataclasses.fields(schema):
+        name = f"{prefix}{field.name}"
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if not has_default and field.name not in content and not any(f"{o}.".startswith(f"{name}.") for o in given):
+            raise ConfigError(f"{where}: missing key {name}; it has no default")
 
 
-def _nested_mappings(expected: Any, value: Any, path: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
-    """The (path, dataclass, mapping) triples directly under a field: itself, or the entries of its list or
+def _nested_mappings(expected: Any, value: Any, path: str) -> Iterator[tuple[str, type, Any]]:
+    """The (path, dataclass, what stands there) triples directly under a field: itself, or the entries of its list or
     dictionary."""
     nested = _dataclass_in(expected)
-    if nested is not None and isinstance(value, dict):
-        yield path, nested, value
+    if nested is not None:
+        if value is not None or type(None) not in typing.get_args(expected):
+            yield path, nested, value
     elif isinstance(value, list):
         for item_type in typing.get_args(expected)[:1]:
             for position, item in enumerate(value):

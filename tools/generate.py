@@ -37,6 +37,7 @@ def main() -> None:
         top_p=arguments.top_p,
         eos_id=tokenizer.eos_id,
         seed=arguments.seed,
+        vocab_size=tokenizer.vocab_size,
     )
     stream = TextStream(tokenizer.decode)
     print(arguments.prompt, end="", flush=True)

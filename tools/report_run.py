@@ -33,7 +33,7 @@ def main() -> None:
     console = Console(width=120 if not Console().is_terminal else None)
     console.print(table)
     for prompt, text in report.continuations.items():
-        console.print(f"[bold]{prompt}[/bold]", end="")
+        console.print(prompt, style="bold", end="", markup=False, highlight=False)
         console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"run folder  {arguments.run}\nreport      {arguments.run}/report.html\nloss plot   {arguments.run}/loss.png"

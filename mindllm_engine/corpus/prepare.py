@@ -11,7 +11,7 @@ from pathlib import Path
 from mindllm_engine.corpus.atomic_files import exclusive_lock
 from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
 from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
-from mindllm_engine.corpus.tokenize import TokenizedSource, tokenize_source
+from mindllm_engine.corpus.tokenize import TokenizedSource, check_source_name, tokenize_source
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
 from mindllm_engine.errors import ConfigError
 
@@ -116,6 +116,8 @@ def expand_path(path: str) -> str:
 def _check(config: CorpusConfig) -> None:
     if not config.sources:
         raise ConfigError("corpus.sources is empty; name one source at least")
+    for name in config.sources:
+        check_source_name(name)
     if config.tokenizer_vocab_size < 1:
         raise ConfigError(f"corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; it must be positive")
     if config.tokenizer_train_bytes < 1:

@@ -101,6 +101,16 @@ class TokenizedSource:
         return line
 
 
+def check_source_name(name: str) -> None:
+    """Raise ConfigError for a name that cannot be a file's, or would be taken for another source's files."""
+    if not name or not all(character.isalnum() or character in "._-" for character in name):
+        raise ConfigError(f"name is '{name}'; a source's name is of letters, digits, '.', '_' and '-'")
+    if name.startswith(".") or name.endswith((".heldout", ".source")):
+        raise ConfigError(
+            f"name is '{name}'; names do not start with '.' or end in .heldout or .source, which are kept"
+        )
+
+
 def tokenize_source(
     inputs: str | list[str],
     out_dir: str | Path,
@@ -126,10 +136,7 @@ def tokenize_source(
     Raises DataError if an input is missing, empty or damaged, no document is left, or
     `out_dir` holds this source from another tokenizer, other settings or other inputs; ConfigError for a bad argument.
     """
-    if not name or not all(character.isalnum() or character in "._-" for character in name):
-        raise ConfigError(f"name is '{name}'; a source's name is of letters, digits, '.', '_' and '-'")
-    if name.endswith(".heldout"):
-        raise ConfigError(f"name is '{name}'; names that end in .heldout are kept for held-out documents")
+    check_source_name(name)
     if not 0 <= holdout < 1:
         raise ConfigError(f"holdout is {holdout}; it is a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:

@@ -163,8 +163,10 @@ class Plan:
             if not is_last:
                 raise ConfigError(f"{where}.tokens: only the last block may be without a budget")
             return max(0, samples_left)
-        if config.tokens < self.seq_len:
-            raise ConfigError(f"{where}.tokens: {config.tokens} is less than one sample of {self.seq_len} tokens")
+        if not self.seq_len <= config.tokens < 1 << 62:
+            raise ConfigError(
+                f"{where}.tokens: {config.tokens} is less than one sample of {self.seq_len} tokens, or beyond counting"
+            )
         return config.tokens // self.seq_len
 
     def _weights(self, config: BlockConfig, where: str) -> NDArray[np.float64]:
@@ -184,7 +186,7 @@ class Plan:
     def _check_repetition(self, config: BlockConfig, where: str, taken: NDArray[np.int64]) -> None:
         for source, samples in zip(self.sources, taken.tolist(), strict=True):
             epochs = samples * self.seq_len / source.tokens
-            if epochs > config.max_epochs:
+            if not epochs <= config.max_epochs:
                 raise ConfigError(
                     f"{where}: source {source.name} would be repeated {epochs:.2f} times, above max_epochs = "
                     f"{config.max_epochs}; lower its weight, shorten the run, or raise the cap"

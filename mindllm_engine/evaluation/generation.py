@@ -19,6 +19,7 @@ def generate(
     eos_id: int | None = None,
     seed: int = 0,
     use_cache: bool = True,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Yield new tokens one by one, until `max_new_tokens`, `eos_id` (which is yielded) or the model's max_seq_len.
 
@@ -29,6 +30,7 @@ def generate(
         seed: The same seed gives the same tokens, with and without the cache as far as their logits agree.
         use_cache: Keep keys and values, so that a token costs one token's forward. Without, each costs the whole
         text's.
+        vocab_size: Draw ids below it only: the tokenizer's, where the model's is larger. The model's by default.
 
     Raises ConfigError, before the first token, for an empty or too long prompt, a token outside the vocabulary, or a
     parameter out of its range.
@@ -47,7 +49,10 @@ def generate(
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens must be 0 or above, not {max_new_tokens}")
     count = min(max_new_tokens, limit - len(prompt_ids) + 1)  # the last token is not fed back
-    return _generate(model, list(prompt_ids), count, temperature, top_p, eos_id, seed, use_cache)
+    if not 0 <= seed < 1 << 63:
+        raise ConfigError(f"seed must lie in [0, 2**63), not {seed}")
+    ids = vocab_size or model.config.vocab_size
+    return _generate(model, list(prompt_ids), count, temperature, top_p, eos_id, seed, use_cache, ids)
 
 
 def _generate(
@@ -59,6 +64,7 @@ def _generate(
     eos_id: int | None,
     seed: int,
     use_cache: bool,
+    vocab_size: int,
 ) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     cache = model.new_cache(len(text) + count) if use_cache else None
@@ -71,7 +77,7 @@ def _generate(
         # Not around the whole loop: a generator would leave the mode switched on for its caller between two tokens.
         with torch.inference_mode():
             logits = model(tokens, positions, cu_seqlens, cache=cache, last_only=True)[0]
-        token = sample_token(logits, temperature, top_p, generator)
+        token = sample_token(logits[:vocab_size], temperature, top_p, generator)
         text.append(token)
         yield token
         if token == eos_id:

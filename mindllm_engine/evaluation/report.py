@@ -11,14 +11,17 @@ from typing import Any
 import orjson
 
 from mindllm_engine.command_line import parse_arguments
+from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.baselines import BigramModel, UnigramModel, bits_per_byte, xz_bits_per_byte
 from mindllm_engine.evaluation.generation import generate
+from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import read_metrics
 from mindllm_engine.training.setup import CONFIG_FILE, Data, open_data
-from mindllm_engine.training.weights import load_model_for_inference
+from mindllm_engine.training.weights import best_device, load_model
 
 NEW_TOKENS = 60
 TEMPERATURE = 0.7
@@ -65,33 +68,48 @@ def make_report(run_dir: Path, prompts: list[str]) -> Report:
     """
     records = read_metrics(run_dir)
     evaluated = [record for record in records if "heldout_bpb" in record]
+    if records and not evaluated:
+        raise DataError(
+            f"{run_dir}: the run has no held-out data to report; name some under data.heldout or corpus.holdout"
+        )
     if not (run_dir / CONFIG_FILE).exists() or not evaluated:
         raise DataError(
             f"{run_dir}: holds no run with held-out losses; train it first with tools/pretrain.py --run.dir {run_dir}"
         )
     config = parse_arguments(RunConfig, "", ["--config", str(run_dir / CONFIG_FILE)])
     data = open_data(config)
-    model, tokenizer = load_model_for_inference(str(run_dir))
-    continuations = {}
-    for prompt in prompts:
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-        new_ids = generate(
-            model, ids, NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, eos_id=tokenizer.eos_id, seed=config.run.seed
-        )
-        continuations[prompt] = tokenizer.decode(list(new_ids))
+    model, _ = load_model(run_dir, best_device())
     report = Report(
         run_dir=str(run_dir),
         steps=evaluated[-1]["step"],
         tokens=evaluated[-1]["tokens"],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         rows=make_rows(data, config.model.selected.vocab_size, evaluated[0], evaluated[-1]),
-        continuations=continuations,
+        continuations=continue_prompts(model, data.tokenizer, prompts, config.run.seed) if data.tokenizer else {},
     )
     (run_dir / "report.json").write_bytes(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
     (run_dir / "report.md").write_text(to_markdown(report), encoding="utf-8")
     plot_losses(records, data.names, run_dir / "loss.png")
     (run_dir / "report.html").write_text(to_html(report, run_dir / "loss.png"), encoding="utf-8")
     return report
+
+
+def continue_prompts(model: MindLLM | GPTNeo, tokenizer: Tokenizer, prompts: list[str], seed: int) -> dict[str, str]:
+    """What the network says after each prompt, by prompt."""
+    continuations = {}
+    for prompt in prompts:
+        new_ids = generate(
+            model,
+            [tokenizer.bos_id, *tokenizer.encode(prompt)],
+            NEW_TOKENS,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            eos_id=tokenizer.eos_id,
+            seed=seed,
+            vocab_size=tokenizer.vocab_size,
+        )
+        continuations[prompt] = tokenizer.decode(list(new_ids))
+    return continuations
 
 
 def make_rows(data: Data, vocab_size: int, before: dict[str, Any], after: dict[str, Any]) -> list[ReportRow]:
@@ -101,7 +119,7 @@ def make_rows(data: Data, vocab_size: int, before: dict[str, Any], after: dict[s
     targets: list[int] = []
     texts: list[bytes] = []
     for name, source, heldout in zip(data.names, data.sources, data.heldout, strict=True):
-        if heldout is None or f"heldout_bpb/{name}" not in after:
+        if heldout is None or f"heldout_bpb/{name}" not in after or f"heldout_bpb/{name}" not in before:
             continue
         text_bytes = heldout.manifest.text_bytes
         own_bigram = BigramModel([source], vocab_size)

@@ -1,6 +1,7 @@
 """AdamW with fp32 master weights over flat buffers: decay on matrices, none on vectors, gradients clipped by global
 norm."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -31,13 +32,13 @@ class OptimConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the first impossible value."""
-        if not self.lr > 0:
-            raise ConfigError(f"optim.lr: {self.lr} must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"optim.lr: {self.lr} must be a finite number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas: {list(self.betas)} must each lie in [0, 1)")
         for name in ("weight_decay", "clip_grad_norm", "eps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"optim.{name}: {getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name}: {getattr(self, name)} must be a finite number of at least 0")
         self.schedule.validate(self.lr)
 
     def build(self, flat: FlatParameters) -> "AdamW":

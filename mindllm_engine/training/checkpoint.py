@@ -9,6 +9,7 @@ leaves the earlier ones as they were.
 """
 
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,13 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name gives."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -112,9 +119,20 @@ def load_state(checkpoint: Path) -> CheckpointState:
     """
     path = checkpoint / STATE_FILE
     try:
-        return CheckpointState(**orjson.loads(path.read_bytes()))
+        state = CheckpointState(**orjson.loads(path.read_bytes()))
+        types = {"step": int, "next_sample": int, "model": dict, "plan": dict, "tokenizer_hash": str, "files": dict}
+        if not all(isinstance(getattr(state, name), kind) for name, kind in types.items()):
+            raise TypeError("a value of another type")
+        if not {"seed", "seq_len", "sources", "blocks"} <= state.plan.keys() or state.next_sample < 0:
+            raise TypeError("an incomplete plan")
+        if re.fullmatch(r"step_\d+", checkpoint.name) and state.step != step_of(checkpoint):
+            raise TypeError(f"it says step {state.step}")
     except (OSError, TypeError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of this engine, or a damaged one ({error})") from error
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this engine, or a damaged one ({error}); "
+            f"delete {checkpoint} to use an earlier one"
+        ) from error
+    return state
 
 
 def load_checkpoint(checkpoint: Path, model: ModelConfig, optimizer: AdamW) -> CheckpointState:

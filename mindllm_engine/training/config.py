@@ -9,6 +9,10 @@ from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import OptimConfig
 
+# What a 64-bit generator takes, and what 64-bit sample numbers can hold with room for products.
+MAX_SEED = 1 << 63
+MAX_SAMPLES = 1 << 48
+
 
 @dataclass
 class RunSection:
@@ -116,7 +120,32 @@ class RunConfig:
             raise ConfigError(
                 "data.sources: name token files here, or the text they are made from under corpus (one of the two)"
             )
+        if self.corpus is not None:
+            self.validate_corpus(self.corpus)
+        if not 0 <= self.run.seed < MAX_SEED:
+            raise ConfigError(f"run.seed: {self.run.seed} must lie in [0, {MAX_SEED})")
+        if self.train.steps * self.train.global_batch_size >= MAX_SAMPLES:
+            raise ConfigError(f"train.steps: {self.train.steps} steps are beyond what can be counted")
+        if self.data.heldout is None or self.data.sources is None:
+            raise ConfigError("data.sources and data.heldout: leave the key out where there are none, instead of null")
         unknown = sorted(set(self.data.heldout) - set(self.data.sources))
         if unknown:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
         self.optim.validate()
+
+    def validate_corpus(self, corpus: CorpusConfig) -> None:
+        """What would be found wrong only after the text has been tokenised."""
+        if corpus.tokenizer_vocab_size > self.model.selected.vocab_size:
+            raise ConfigError(
+                f"corpus.tokenizer_vocab_size: {corpus.tokenizer_vocab_size} is larger than the model's vocab_size = "
+                f"{self.model.selected.vocab_size}"
+            )
+        if self.data.tokenizer is not None:
+            raise ConfigError("data.tokenizer: the corpus section makes its own; remove one of the two")
+        for number, block in enumerate(self.data.blocks):
+            for name in block.weights:
+                if name not in corpus.sources and corpus.sources:
+                    raise ConfigError(
+                        f"data.blocks[{number}].weights: unknown source {name}; the sources are "
+                        f"{', '.join(corpus.sources)}"
+                    )

@@ -15,7 +15,14 @@ from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.checkpoint import save_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
-from mindllm_engine.training.setup import Run, build_run, check_run_folder, checkpoint_state, open_data
+from mindllm_engine.training.setup import (
+    Run,
+    build_run,
+    check_before_data,
+    check_run_folder,
+    checkpoint_state,
+    open_data,
+)
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
 
 
@@ -25,13 +32,14 @@ def pretrain(config: RunConfig) -> None:
     Raises:
         MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
     """
-    config.validate(environment_world().world_size)
+    check_before_data(config, environment_world().world_size)
     data = open_data(config)
     checkpoint = check_run_folder(config, data)
     run = None
     try:
         run = build_run(config, data, checkpoint, start_processes())
-        train(run)
+        with StopSignal() as stop:
+            train(run, stop)
     finally:
         if run is not None and run.progress is not None and run.metrics is not None:
             run.progress.close()
@@ -39,10 +47,9 @@ def pretrain(config: RunConfig) -> None:
         stop_processes()
 
 
-def train(run: Run) -> None:
+def train(run: Run, stop: "StopSignal") -> None:
     """Steps until the last one, `stop_after`, or SIGTERM; then the run is saved."""
     config = run.config.train
-    stop = StopSignal()
     if run.step == 0:
         report_heldout(run)
     elif run.progress is not None:
@@ -51,6 +58,7 @@ def train(run: Run) -> None:
     while run.step < config.steps:
         totals = train_step(run)
         run.step += 1
+        run.next_sample += config.global_batch_size
         stopwatch.count(config.global_batch_size * run.config.data.seq_len)
         last = run.step == config.steps
         if run.step % config.log_every == 0 or last:
@@ -60,7 +68,7 @@ def train(run: Run) -> None:
             stopwatch.restart()
         stopping = any_rank(stop.requested) or run.step == config.stop_after
         if last or stopping or is_due(run.step, config.checkpoint_every):
-            refuse_non_finite(run, totals.grad_norm.item())
+            refuse_non_finite(run, totals.grad_norm.item(), run.optimizer.master.abs().max().item())
             save(run)
             stopwatch.restart()
         if stopping:
@@ -86,7 +94,7 @@ def train_step(run: Run) -> StepTotals:
     batch_size = config.train.global_batch_size
     batch_tokens = batch_size * config.data.seq_len
     losses = SourceLosses(len(run.data.sources), run.world.device)
-    for batch in run.loader.micro_batches(run.step * batch_size, batch_size, config.train.micro_batch_size):
+    for batch in run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size):
         batch = batch.to(run.world.device)
         token_losses = run.model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)  # (T,)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
@@ -116,7 +124,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     flops = tokens_per_second * run.model.flops_per_token(seq_len)
     record: dict[str, Any] = {
         "step": run.step,
-        "tokens": run.step * run.config.train.global_batch_size * seq_len,
+        "tokens": run.next_sample * seq_len,
         "loss": loss,
         "lr": totals.learning_rate,
         "grad_norm": grad_norm,
@@ -135,12 +143,12 @@ def refuse_non_finite(run: Run, *numbers: float) -> None:
     """End the run before weights that are lost are saved over good ones. All ranks hold the same numbers.
 
     Raises:
-        MindLLMError: one of the step's numbers (loss, gradient norm) is not finite.
+        MindLLMError: one of the step's numbers (loss, gradient norm, largest weight) is not finite.
     """
     if not all(math.isfinite(number) for number in numbers):
         raise MindLLMError(
-            f"step {run.step}: the loss or its gradient is not finite; lower optim.lr or look at the data, and go on "
-            "from the newest checkpoint, which is from before it"
+            f"step {run.step}: the loss, its gradient or a weight is not finite; lower optim.lr or look at the "
+            "data, and go on from the newest checkpoint, which is from before it"
         )
 
 
@@ -168,7 +176,7 @@ def report_heldout(run: Run) -> None:
         return
     record: dict[str, Any] = {
         "step": run.step,
-        "tokens": run.step * run.config.train.global_batch_size * run.config.data.seq_len,
+        "tokens": run.next_sample * run.config.data.seq_len,
     }
     all_nats, all_count, all_bytes = 0.0, 0, 0.0
     for name, file, (nats, count) in zip(run.data.names, run.data.heldout, by_source, strict=True):
@@ -196,13 +204,21 @@ def is_due(step: int, every: int) -> bool:
 
 
 class StopSignal:
-    """SIGTERM asks the run to end after the step under way; a second one ends it at once."""
+    """While it is entered, SIGTERM asks the run to end after the step under way.
+
+    A second one asks for nothing more: torchrun and cluster managers often send several. SIGKILL ends a run at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+
+    def __enter__(self) -> "StopSignal":
         self.previous = signal.signal(signal.SIGTERM, self.request)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         self.requested = True
-        signal.signal(signal.SIGTERM, self.previous)

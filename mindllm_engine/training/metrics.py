@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from mindllm_engine.errors import ConfigError
+from mindllm_engine.errors import ConfigError, DataError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,9 +18,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            records.append(orjson.loads(line))
+            record = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
     return records
 
 
@@ -67,8 +69,11 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record everywhere. Values that are not finite stand as null in the file."""
-        with self.path.open("ab") as file:
-            file.write(orjson.dumps(record) + b"\n")
+        try:
+            with self.path.open("ab") as file:
+                file.write(orjson.dumps(record) + b"\n")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror}); free space and start again") from error
         numbers = {
             name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)
         }

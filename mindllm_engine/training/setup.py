@@ -4,31 +4,31 @@
 starts.
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
+from mindllm_engine.corpus.atomic_files import write_atomically
 from mindllm_engine.corpus.prepare import prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.loader import Batch, Loader, heldout_batches
 from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
-from mindllm_engine.distributed.process_group import World, wait_for_all
-from mindllm_engine.errors import CheckpointError, ConfigError
+from mindllm_engine.distributed.process_group import World, any_rank
+from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.flat_parameters import FlatParameters
 from mindllm_engine.optim.optimizer import AdamW
 from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
 from mindllm_engine.training.config import RunConfig
-from mindllm_engine.training.metrics import MetricsLog
+from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
 from mindllm_engine.training.throughput import peak_flops
-from mindllm_engine.training.weights import TOKENIZER_FILE, initial_weights
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
 CONFIG_FILE = "config.yaml"
 
@@ -56,7 +56,10 @@ class Data:
 
 @dataclass
 class Run:
-    """A run in progress. `step` counts the optimizer steps done."""
+    """A run in progress.
+
+    `step` counts the optimizer steps done; `next_sample` is the first global sample that has not been consumed.
+    """
 
     config: RunConfig
     world: World
@@ -67,6 +70,7 @@ class Run:
     optimizer: AdamW
     parallel: DataParallel
     step: int
+    next_sample: int
     peak_flops: float | None
     metrics: MetricsLog | None
     progress: TrainingProgress | None
@@ -105,22 +109,47 @@ def open_data(config: RunConfig) -> Data:
     return Data(sources, heldout, plan, tokenizer)
 
 
+def check_before_data(config: RunConfig, world_size: int) -> None:
+    """Whatever can be found wrong before text is tokenised, which may take hours.
+
+    Raises:
+        MindLLMError: the configuration, the run folder or `run.init_from`.
+    """
+    config.validate(world_size)
+    folder = Path(config.run.dir)
+    if not config.run.dir or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"run.dir: '{config.run.dir}' is not a folder; choose another")
+    for name, is_kind, kind in ((METRICS_FILE, Path.is_file, "file"), ("checkpoints", Path.is_dir, "folder")):
+        if (folder / name).exists() and not is_kind(folder / name):
+            raise ConfigError(f"run.dir: {folder / name} is not a {kind}; move it away, or choose another run.dir")
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None and config.run.resume == "never":
+        raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
+    if checkpoint is None and config.run.init_from is not None:
+        find_checkpoint(Path(config.run.init_from))
+
+
 def check_run_folder(config: RunConfig, data: Data) -> Path | None:
     """The checkpoint to go on from, or None for a new run.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the configuration, or `resume: never` meets one.
+        CheckpointError: the checkpoint does not fit the configuration.
     """
     checkpoint = newest_checkpoint(Path(config.run.dir) / "checkpoints")
     if checkpoint is None:
         return None
-    if config.run.resume == "never":
-        raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
     state = load_state(checkpoint)
     if state.step > config.train.steps:
         raise CheckpointError(
             f"{checkpoint}: the run is at step {state.step}, beyond train.steps = {config.train.steps}; raise it, or "
             "choose another run.dir"
+        )
+    samples_left = data.plan.samples - state.next_sample
+    samples_needed = (config.train.steps - state.step) * config.train.global_batch_size
+    if samples_needed > samples_left:
+        raise CheckpointError(
+            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has {samples_left:,} left; "
+            "append a block to data.blocks"
         )
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:
@@ -142,10 +171,9 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     flat = FlatParameters(model)
     parallel = DataParallel(flat)
     optimizer = config.optim.build(flat)
-    step = load_checkpoint(checkpoint, config.model, optimizer).step if checkpoint else 0
-    if world.is_first:
-        open_run_folder(config, data)
-    wait_for_all()
+    state = load_checkpoint(checkpoint, config.model, optimizer) if checkpoint else None
+    step = state.step if state else 0
+    open_run_folder(config, data, world)
     vocab_size = config.model.selected.vocab_size
     return Run(
         config=config,
@@ -157,6 +185,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         optimizer=optimizer,
         parallel=parallel,
         step=step,
+        next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
         metrics=open_metrics(config, step) if world.is_first else None,
         progress=TrainingProgress(step, config.train.steps) if world.is_first else None,
@@ -181,16 +210,24 @@ def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]
     return batches[world.rank :: world.world_size]
 
 
-def open_run_folder(config: RunConfig, data: Data) -> None:
-    """Write the resolved configuration and the tokenizer, so that the folder explains and restarts itself."""
+def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
+    """Write the resolved configuration and the tokenizer on rank 0, so that the folder explains and restarts itself.
+
+    Raises:
+        ConfigError: on all ranks, if rank 0 cannot write there.
+    """
     folder = Path(config.run.dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-        if data.tokenizer is not None:
-            shutil.copyfile(data.tokenizer.model_path, folder / TOKENIZER_FILE)
-    except OSError as error:
-        raise ConfigError(f"run.dir: cannot write to {folder} ({error.strerror})") from error
+    failure = None
+    if world.is_first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG_FILE, config_to_yaml(config).encode())
+            if data.tokenizer is not None:
+                write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
+        except (OSError, DataError) as error:
+            failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
+    if any_rank(failure is not None):
+        raise failure or ConfigError(f"run.dir: rank 0 cannot write to {folder}")
 
 
 def open_metrics(config: RunConfig, step: int) -> MetricsLog:
@@ -202,7 +239,7 @@ def checkpoint_state(run: Run) -> CheckpointState:
     """What tells where the run is, for a checkpoint after `run.step` steps."""
     return CheckpointState(
         step=run.step,
-        next_sample=run.step * run.config.train.global_batch_size,
+        next_sample=run.next_sample,
         model=asdict(run.config.model),
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,

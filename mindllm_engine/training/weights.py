@@ -90,6 +90,10 @@ def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
 
 def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, Tokenizer]:
     """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = load_model(Path(run_dir), device)
+    model, _ = load_model(Path(run_dir), best_device())
     return model, Tokenizer(str(Path(run_dir) / TOKENIZER_FILE))
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def refused(config: Path, *options: str) -> str:
         (["--data.seq_len", "64"], r"data\.seq_len: 64 is longer than the model's max_seq_len = 32"),
         (["--data.blocks", "[]"], r"data\.blocks: a plan needs one block"),
         (["--data.blocks", '[{"weights": {"fr": 1.0}}]'], r"unknown source fr; the sources are en, zh"),
-        (["--optim.lr", "-1"], r"optim\.lr: -1\.0 must be above 0"),
+        (["--optim.lr", "-1"], r"optim\.lr: -1\.0 must be a finite number above 0"),
         (["--run.init_from", "nowhere"], r"nowhere: holds no checkpoint"),
         (["--data.tokenizer", "nowhere.model"], r"nowhere\.model"),
     ],
@@ -72,6 +73,66 @@ def test_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path) ->
     assert "unknown key data.blocks[0].ordr; did you mean data.blocks[0].order?" in refused(config)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"mindllm": {"vocab_size": 97}}}, r"missing key model\.mindllm\.hidden_size; it has no default"),
+        ({"model": {"mindllm": {}}}, r"missing key model\.mindllm\.vocab_size"),
+        ({"model": {}}, r"model names no network"),
+        ({"model": None}, r"model: expected a mapping of keys to values, found nothing"),
+        ({"optim": None}, r"optim: expected a mapping of keys to values, found nothing"),
+        ({"optim": 5}, r"optim: expected a mapping of keys to values, found int 5"),
+        ({"data": {"seq_len": 32, "blocks": [None]}}, r"data\.blocks\[0\]: expected a mapping"),
+        ({"data": {"seq_len": 32, "sources": {}, "heldout": None}}, r"data\.sources"),
+        ({"corpus": {"dir": "x", "sources": {"a": {"path": "b"}}}}, r"missing key corpus\.sources\.a\.lang"),
+        ({"corpus": []}, r"corpus: expected a mapping of keys to values, found list"),
+        ({"run": {"dir": ""}}, r"run\.dir: '' is not a folder"),
+        ({"run": {"dir": "run", "seed": 10**30}}, r"run\.seed: 10+ must lie in"),
+        ({"optim": {"lr": float("inf")}}, r"optim\.lr: inf must be a finite number"),
+        ({"optim": {"clip_grad_norm": float("nan")}}, r"optim\.clip_grad_norm: nan must be a finite number"),
+    ],
+)
+def test_sections_of_the_wrong_kind(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    config = write_config(tmp_path)
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
+    assert re.search(message, refused(config))
+
+
+def test_an_option_may_complete_a_file(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    content = yaml.safe_load(config.read_text())
+    del content["model"]["mindllm"]["ffn_size"]
+    del content["train"]["steps"]
+    config.write_text(yaml.safe_dump(content))
+    train_here(config, "--model.mindllm.ffn_size", "48", "--train.steps=2")
+
+
+def test_a_key_given_twice(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text() + "train: {steps: 3}\n")
+    assert refused(config) == f"{config}: the key train is given twice in one mapping; keep one"
+
+
+def test_mistakes_are_found_before_text_is_tokenised(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    content = yaml.safe_load(config.read_text())
+    (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n')
+    corpus = {
+        "dir": str(tmp_path / "corpus"), "tokenizer_vocab_size": 300, "tokenizer_train_bytes": 1000, "holdout": 0.1,
+        "sources": {"news": {"path": str(tmp_path / "text.jsonl"), "lang": "en", "category": "news"}},
+    }  # fmt: skip
+    big = {"mindllm": content["model"]["mindllm"] | {"vocab_size": 300}}
+    for change, message in (
+        ({}, "corpus.tokenizer_vocab_size: 300 is larger than the model's vocab_size = 97"),
+        ({"model": big, "data": {"seq_len": 32, "blocks": [{"weights": {"newz": 1.0}}]}}, "unknown source newz"),
+        ({"model": big, "run": content["run"] | {"init_from": "nowhere"}}, "nowhere: holds no checkpoint"),
+        ({"model": big, "corpus": corpus | {"sources": {"a b": corpus["sources"]["news"]}}}, "name is 'a b'"),
+    ):
+        config.write_text(yaml.safe_dump(content | {"data": {"seq_len": 32}, "corpus": corpus} | change))
+        assert message in refused(config)
+        assert not (tmp_path / "corpus").exists()
+
+
 def test_config_that_is_no_yaml_or_missing(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     assert "cannot read the config file" in refused(tmp_path / "no.yaml")
@@ -80,7 +141,7 @@ def test_config_that_is_no_yaml_or_missing(tmp_path: Path) -> None:
     config.write_text("- a list")
     assert "expected a mapping" in refused(config)
     config.write_text(yaml.safe_dump({"run": {"dir": str(tmp_path / "run")}}))
-    assert "required" in refused(config)
+    assert "missing key model" in refused(config)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +177,7 @@ def test_token_beyond_the_vocabulary_names_the_document(tmp_path: Path, name: st
 @pytest.mark.parametrize("log_every", ["1", "1000"])
 def test_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path, log_every: str) -> None:
     config = write_config(tmp_path, optim__clip_grad_norm=0.0, train__checkpoint_every=1, train__keep_checkpoints=0)
-    with pytest.raises(MindLLMError, match=r"step \d+: the loss or its gradient is not finite"):
+    with pytest.raises(MindLLMError, match=r"step \d+: the loss, its gradient or a weight is not finite"):
         train_here(
             config, "--optim.lr", "1e30", "--optim.schedule.kind", "constant", "--train.steps", "40",
             "--train.log_every", log_every,
@@ -137,6 +198,19 @@ def test_one_line_and_exit_code_2(tmp_path: Path, ranks: int) -> None:
         assert done.stderr.strip().splitlines() == errors
     else:
         assert re.search(r"exitcode\s*: 2", done.stderr), done.stderr
+
+
+def test_a_mistake_that_only_another_rank_meets_is_printed(tmp_path: Path) -> None:
+    program = (
+        "from mindllm_engine import command_line, errors\n"
+        "command_line.SECONDS_FOR_RANK_0 = 0.1\n"
+        "def main(): raise errors.DataError('x.bin: damaged')\n"
+        "command_line.run_tool(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment() | {"RANK": "1"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: x.bin: damaged\n")
 
 
 def limit_file_size() -> None:

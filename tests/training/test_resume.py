@@ -1,6 +1,8 @@
 """A run that was stopped, killed or moved and resumed logs the losses of one that was not."""
 
+import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -156,3 +158,32 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     train_here(config)
     train_here(config, "--run.dir", str(tmp_path / "whole"))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_another_global_batch_goes_on_with_the_next_sample(tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__blocks=[{"tokens": 40 * 8 * 32, "max_epochs": 50}], train__eval_every=0)
+    train_here(config, "--train.stop_after", "4")
+    train_here(config, "--train.global_batch_size", "16", "--train.stop_after", "8")
+    steps = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert [record["tokens"] // 32 for record in steps] == [8, 16, 24, 32, 48, 64, 80, 96]
+    with pytest.raises(CheckpointError, match="the plan has 224 left"):
+        train_here(config, "--train.steps", "40")
+
+
+def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path, train__keep_checkpoints=1)
+    train_here(config, "--train.stop_after", "4")
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder / "step_00000004", folder / "step_00000004.bak")
+    train_here(config)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000004.bak", "step_00000012"]
+
+
+@pytest.mark.parametrize("damage", [{"plan": {}}, {"files": None}, {"step": "x"}, {"step": 2}, {"next_sample": -1}])
+def test_damaged_state_is_named(tmp_path: Path, damage: dict[str, object]) -> None:
+    config = write_config(tmp_path)
+    train_here(config, "--train.stop_after", "4")
+    path = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(CheckpointError, match=r"state\.json: not a checkpoint of this engine, or a damaged one"):
+        train_here(config)
