@@ -24,7 +24,10 @@ def main() -> None:
     """Make the report of a run and print it."""
     arguments = parse_arguments(ReportArguments, "Report on a finished or running run, from its folder.")
     report = make_report(Path(arguments.run), arguments.prompts)
-    table = Table(title=f"{report.parameters:,} parameters, {report.steps:,} steps, {report.tokens:,} tokens")
+    table = Table(
+        title=f"{report.parameters:,} parameters, {report.steps:,} steps, {report.tokens:,} tokens",
+        caption="loss: nats a token; bpb and the columns after it: bits per byte; own bigram: of that source alone",
+    )
     for number, (title, _, _) in enumerate(COLUMNS):
         table.add_column(title, justify="left" if number < 2 else "right", no_wrap=number < 2)
     sources = sum(row.name not in (row.lang, "all") for row in report.rows)
