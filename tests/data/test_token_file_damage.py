@@ -16,11 +16,11 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_file_cases import FACTS, assert_reads, build, contents
 
 from mindllm_engine.data import token_files
 from mindllm_engine.data.token_files import Manifest, TokenFile, TokenFileBuilder
 from mindllm_engine.errors import DataError
+from tests.data.token_file_cases import FACTS, assert_reads, build, contents
 
 HEADER_BYTES = 34
 

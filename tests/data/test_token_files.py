@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_file_cases import FACTS, assert_reads, build, contents, flat
 
 from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder, token_dtype
 from mindllm_engine.errors import DataError
+from tests.data.token_file_cases import FACTS, assert_reads, build, contents, flat
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about optional accelerator packages
