@@ -93,12 +93,6 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def wait_for_all() -> None:
-    """Return when every rank has come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on some rank. Travels between hosts by gloo and does not wait for the device."""
     tensor = torch.tensor([int(flag)], dtype=torch.int32)

@@ -105,6 +105,7 @@ def test_an_option_may_complete_a_file(tmp_path: Path) -> None:
     del content["train"]["steps"]
     config.write_text(yaml.safe_dump(content))
     train_here(config, "--model.mindllm.ffn_size", "48", "--train.steps=2")
+    assert losses(tmp_path / "run")[-1][0] == 2
 
 
 def test_a_key_given_twice(tmp_path: Path) -> None:
