@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and locks between processes."""
+"""Files that appear complete or not at all, their hashes, and locks between processes."""
 
 import contextlib
 import fcntl
@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
+
 from mindllm_engine.errors import DataError
+
+HASH_CHUNK_BYTES = 1 << 24
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -28,6 +32,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             staged.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def file_hash(path: str | Path) -> str:
+    """xxh3_64 of a file, 16 hexadecimal digits."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 import xxhash
 
-from mindllm_engine.corpus.atomic_files import exclusive_lock, write_atomically
+from mindllm_engine.corpus.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.corpus.document_encoder import EncodedBatch, EncoderSettings, encode_in_order
 from mindllm_engine.corpus.progress import ByteProgress
 from mindllm_engine.corpus.readers import (
@@ -182,22 +182,14 @@ class _InputFile:
     @classmethod
     def of(cls, path: str) -> "_InputFile":
         stat = os.stat(path)
-        return cls(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, _file_hash(path))
+        return cls(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, file_hash(path))
 
     def is_unchanged(self, path: str) -> bool:
         stat = os.stat(path)
         if stat.st_size != self.size:
             return False
         # A copied or regenerated file is as good as the first one; only its content counts.
-        return stat.st_mtime_ns == self.mtime_ns or _file_hash(path) == self.xxh3
-
-
-def _file_hash(path: str) -> str:
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return stat.st_mtime_ns == self.mtime_ns or file_hash(path) == self.xxh3
 
 
 class _Source:

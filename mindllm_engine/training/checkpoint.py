@@ -18,9 +18,9 @@ from typing import Any
 import orjson
 import safetensors
 import safetensors.torch
-import xxhash
 from torch import Tensor
 
+from mindllm_engine.corpus.atomic_files import file_hash
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import AdamW
@@ -28,7 +28,6 @@ from mindllm_engine.optim.optimizer import AdamW
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-HASH_CHUNK_BYTES = 1 << 24
 
 
 @dataclass
@@ -192,15 +191,6 @@ def first_difference(saved: Any, wanted: Any, key: str) -> str | None:
     if saved != wanted:
         return f"{key} was {saved} and is {wanted}" if not isinstance(saved or wanted, dict) else f"{key} differs"
     return None
-
-
-def file_hash(path: Path) -> str:
-    """xxh3 (64 bits, hexadecimal) of a file."""
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,12 +1,12 @@
 """What a run reports: one JSON record a line in `<run>/metrics.jsonl`, which TensorBoard and Weights & Biases copy."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from mindllm_engine.corpus.atomic_files import write_atomically
 from mindllm_engine.errors import ConfigError, DataError
 
 METRICS_FILE = "metrics.jsonl"
@@ -29,9 +29,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def truncate_metrics(run_dir: Path, last_step: int) -> None:
     """Drop the records of steps after `last_step`, which a resumed run is about to repeat."""
     records = [record for record in read_metrics(run_dir) if record["step"] <= last_step]
-    temporary = run_dir / f".{METRICS_FILE}.tmp"
-    temporary.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
-    os.replace(temporary, run_dir / METRICS_FILE)
+    write_atomically(run_dir / METRICS_FILE, b"".join(orjson.dumps(record) + b"\n" for record in records))
 
 
 class MetricsLog:
