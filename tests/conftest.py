@@ -1,5 +1,11 @@
-"""One thread a process, set before torch is imported: tests run side by side, and OpenMP's threads wait by spinning."""
+"""Set before torch and triton are imported: one thread a process (tests run side by side, and OpenMP's threads wait by
+spinning), and Triton's interpreter where there is no GPU."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,36 +1,95 @@
-"""RMSNorm (arXiv 1910.07467, equation 4) and the DeepNorm residual around it (arXiv 2203.00555, section 4)."""
+"""RMSNorm (arXiv 1910.07467, equation 4) and the DeepNorm residual around it (arXiv 2203.00555, section 4).
+
+Bytes an element in bf16: `rms_norm` reads x and writes y, 4; its backward reads x and dy and writes dx, 6. The residual
+reads x and f and writes y and their sum, 8; its backward reads the sum and dy and writes dx and df, 8. Memory bandwidth
+bounds all of them.
+
+A program of the forward holds a row in registers up to 16,384 columns; a wider row is read twice, in tiles, the second
+time from the L2 cache. The backward holds the row and the partial sums of dweight up to 8,192 columns; beyond, it takes
+each row's dot product first and then works on tiles of many rows, and reads x and dy twice.
+"""
 
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mindllm_engine.kernels.backend import use_triton
+from mindllm_engine.kernels.launch import launch
+from mindllm_engine.kernels.operator import Operator
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
+from mindllm_engine.kernels.rows import (
+    TILE,
+    WIDEST_ACCUMULATING_ROW,
+    WIDEST_ROW,
+    accumulating_row_tile,
+    as_rows,
+    main_grad,
+    resident_programs,
+    row_tile,
+    sum_rows,
+    wide_type,
+)
+
+# Rows that a program of the wide backward takes for its tile.
+WIDE_ROWS = 64
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool = False) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 
-    `x` is (..., width) of any float dtype, `weight` (width,). Everything is computed in fp32 (fp64 for fp64 inputs) and
-    rounded once, to the dtype of `x`.
+    Args:
+        x: (..., width) of any float dtype.
+        weight: (width,) of any float dtype. Where it carries a `main_grad` (fp32), backward adds to that and returns no
+            gradient for it.
+        round_before_weight: round `x / sqrt(...)` to the dtype of `x` before the product with `weight`, as Llama does.
+            Otherwise everything is computed in fp32 (fp64 for fp64 inputs) and rounded once.
+
+    Returns (..., width) in the dtype of `x`.
     """
-    return _RMSNorm.apply(x, weight, eps)
+    _check_width(x, weight)
+    if not use_triton(x):
+        return _Reference.apply(x, weight, eps, round_before_weight)
+    return _RMSNorm.apply(x, weight, eps, round_before_weight, main_grad(weight))
 
 
-def deepnorm_residual(x: Tensor, f: Tensor, weight: Tensor, alpha: float, eps: float) -> Tensor:
-    """The DeepNorm residual `rms_norm(alpha * x + f)`; `x` and the branch's output `f` are (..., width).
+def deepnorm_residual(
+    x: Tensor, f: Tensor, weight: Tensor, alpha: float, eps: float, *, round_before_weight: bool = False
+) -> Tensor:
+    """The DeepNorm residual `rms_norm(alpha * x + f)`; `x` and the branch's output `f` are (..., width)."""
+    return deepnorm_residual_and_sum(x, f, weight, alpha, eps, round_before_weight=round_before_weight)[0]
 
-    The sum is rounded to the dtype of `x` before it is normalised.
+
+def deepnorm_residual_and_sum(
+    x: Tensor, f: Tensor, weight: Tensor, alpha: float, eps: float, *, round_before_weight: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm(alpha * x + f)` and the sum itself, in one pass.
+
+    The sum is rounded to the dtype of `x`, and what is normalised is the rounded one. The other arguments are those of
+    `rms_norm`.
     """
-    return rms_norm(torch.add(f, x, alpha=alpha), weight, eps)
+    _check_width(x, weight)
+    if x.shape != f.shape or x.dtype != f.dtype:
+        raise ValueError(f"x and f must agree, got {tuple(x.shape)} {x.dtype} and {tuple(f.shape)} {f.dtype}")
+    if not use_triton(x):
+        total = torch.add(f, x, alpha=alpha)
+        return _Reference.apply(total, weight, eps, round_before_weight), total
+    return _DeepNormResidual.apply(x, f, weight, alpha, eps, round_before_weight, main_grad(weight))
 
 
-class _RMSNorm(torch.autograd.Function):
-    """Forward reads x and writes y; backward reads x and dy and writes dx: each tensor passes through memory once."""
+def _check_width(x: Tensor, weight: Tensor) -> None:
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"a norm over the last dimension of {tuple(x.shape)} has no weight of {tuple(weight.shape)}")
+
+
+class _Reference(torch.autograd.Function):
+    """The mathematics in PyTorch, a block of rows at a time: each tensor passes through memory once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (rows, width)
         wide = statistics_dtype(x.dtype)
         w = weight.to(wide)
@@ -44,13 +103,16 @@ class _RMSNorm(torch.autograd.Function):
             x_wide.copy_(rows[part])
             torch.mul(x_wide, x_wide, out=square)
             rstd[part] = square.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-            y_rows[part] = x_wide.mul_(rstd[part]).mul_(w)
+            x_wide.mul_(rstd[part])
+            if round_before_weight:
+                x_wide.copy_(x_wide.to(x.dtype))
+            y_rows[part] = x_wide.mul_(w)
         ctx.save_for_backward(x, weight, rstd)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """dx = rstd * (g - x_hat * mean(g * x_hat)), g = dy * weight, x_hat = x * rstd; dweight = sum(dy * x_hat)."""
         x, weight, rstd = ctx.saved_tensors
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, x.shape[-1])
@@ -69,4 +131,484 @@ class _RMSNorm(torch.autograd.Function):
             grad.mul_(w)
             mean = torch.mul(grad, x_hat, out=product).mean(dim=-1, keepdim=True)
             grad_x_rows[part] = grad.addcmul_(x_hat, mean, value=-1).mul_(rstd[part])
-        return grad_x, grad_weight.to(weight.dtype), None
+        return grad_x, grad_weight.to(weight.dtype), None, None
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, round_before_weight: bool, into: Tensor | None
+    ) -> Tensor:
+        y, rstd = _forward_operator(x, weight, eps, round_before_weight)
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.into = into
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rstd = ctx.saved_tensors
+        grad_x, partial = _backward_operator(grad_y, x, weight, rstd)
+        return grad_x, sum_rows(partial, weight.dtype, ctx.into), None, None, None
+
+
+class _DeepNormResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        f: Tensor,
+        weight: Tensor,
+        alpha: float,
+        eps: float,
+        round_before_weight: bool,
+        into: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        y, total, rstd = _residual_forward_operator(x, f, weight, alpha, eps, round_before_weight)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.alpha, ctx.into = alpha, into
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, rstd = ctx.saved_tensors
+        if grad_y is None:
+            grad_y = torch.zeros_like(total)
+        grad_x, grad_f, partial = _residual_backward_operator(grad_y, grad_total, total, weight, rstd, ctx.alpha)
+        return grad_x, grad_f, sum_rows(partial, weight.dtype, ctx.into), None, None, None, None
+
+
+def _run_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> tuple[Tensor, Tensor]:
+    y, rstd = _allocate_forward(x, weight, eps, round_before_weight)
+    _launch_forward(x, None, weight, y, None, rstd, 1.0, eps, round_before_weight)
+    return y, rstd
+
+
+def _allocate_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> tuple[Tensor, Tensor]:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return y, torch.empty(x.shape[:-1], dtype=statistics_dtype(x.dtype), device=x.device)
+
+
+def _run_residual_forward(
+    x: Tensor, f: Tensor, weight: Tensor, alpha: float, eps: float, round_before_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, total, rstd = _allocate_residual_forward(x, f, weight, alpha, eps, round_before_weight)
+    _launch_forward(x, f, weight, y, total, rstd, alpha, eps, round_before_weight)
+    return y, total, rstd
+
+
+def _allocate_residual_forward(
+    x: Tensor, f: Tensor, weight: Tensor, alpha: float, eps: float, round_before_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, rstd = _allocate_forward(x, weight, eps, round_before_weight)
+    return y, torch.empty_like(y), rstd
+
+
+def _launch_forward(
+    x: Tensor,
+    f: Tensor | None,
+    weight: Tensor,
+    y: Tensor,
+    total: Tensor | None,
+    rstd: Tensor,
+    alpha: float,
+    eps: float,
+    round_before_weight: bool,
+) -> None:
+    x_rows = as_rows(x)
+    f_rows = x_rows if f is None else as_rows(f)
+    width = x.shape[-1]
+    tile = row_tile(width)
+    launch(
+        _forward_kernel if width <= WIDEST_ROW else _wide_forward_kernel,
+        (x_rows.shape[0],),
+        x_rows,
+        f_rows,
+        weight,
+        y,
+        y if total is None else total,
+        rstd,
+        x_rows.stride(0),
+        f_rows.stride(0),
+        WIDTH=width,
+        ALPHA=alpha,
+        EPS=eps,
+        HAS_RESIDUAL=f is not None,
+        ROUND_BEFORE_WEIGHT=round_before_weight,
+        WIDE=wide_type(x.dtype),
+        BLOCK=tile.block,
+        num_warps=tile.num_warps,
+    )
+
+
+@triton.jit
+def _load_sum(
+    x_ptr, f_ptr, total_ptr, columns, inside, ALPHA: tl.constexpr, HAS_RESIDUAL: tl.constexpr, WIDE: tl.constexpr
+):
+    """A tile of what is normalised, in the wide type: x, or alpha * x + f rounded to its dtype, which is stored."""
+    x = tl.load(x_ptr + columns, mask=inside, other=0.0)
+    if HAS_RESIDUAL:
+        f = tl.load(f_ptr + columns, mask=inside, other=0.0)
+        x = (x.to(WIDE) * ALPHA + f.to(WIDE)).to(x.dtype)
+        tl.store(total_ptr + columns, x, mask=inside)
+    return x.to(WIDE)
+
+
+@triton.jit
+def _store_normalised(y_ptr, w_ptr, x, rstd, columns, inside, ROUND_BEFORE_WEIGHT: tl.constexpr, WIDE: tl.constexpr):
+    x_hat = x * rstd
+    if ROUND_BEFORE_WEIGHT:
+        x_hat = x_hat.to(y_ptr.dtype.element_ty).to(WIDE)
+    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(WIDE)
+    tl.store(y_ptr + columns, (x_hat * w).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,
+    f_ptr,
+    w_ptr,
+    y_ptr,
+    total_ptr,
+    rstd_ptr,
+    x_stride,
+    f_stride,
+    WIDTH: tl.constexpr,
+    ALPHA: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROUND_BEFORE_WEIGHT: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    x = _load_sum(
+        x_ptr + row * x_stride,
+        f_ptr + row * f_stride,
+        total_ptr + row * WIDTH,
+        columns,
+        inside,
+        ALPHA,
+        HAS_RESIDUAL,
+        WIDE,
+    )
+    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + EPS)
+    tl.store(rstd_ptr + row, rstd)
+    _store_normalised(y_ptr + row * WIDTH, w_ptr, x, rstd, columns, inside, ROUND_BEFORE_WEIGHT, WIDE)
+
+
+@triton.jit
+def _wide_forward_kernel(
+    x_ptr,
+    f_ptr,
+    w_ptr,
+    y_ptr,
+    total_ptr,
+    rstd_ptr,
+    x_stride,
+    f_stride,
+    WIDTH: tl.constexpr,
+    ALPHA: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROUND_BEFORE_WEIGHT: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row a program, in tiles: once for its mean square, once, from the L2 cache, for the output."""
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    f_ptr += row * f_stride
+    total_ptr += row * WIDTH
+    y_ptr += row * WIDTH
+    squares = tl.zeros((BLOCK,), dtype=WIDE)
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        x = _load_sum(x_ptr, f_ptr, total_ptr, columns, columns < WIDTH, ALPHA, HAS_RESIDUAL, WIDE)
+        squares += x * x
+    rstd = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + EPS)
+    tl.store(rstd_ptr + row, rstd)
+    # Each thread reads back what it has stored itself.
+    source_ptr = total_ptr if HAS_RESIDUAL else x_ptr
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        x = tl.load(source_ptr + columns, mask=inside, other=0.0).to(WIDE)
+        _store_normalised(y_ptr, w_ptr, x, rstd, columns, inside, ROUND_BEFORE_WEIGHT, WIDE)
+
+
+def _run_backward(grad_y: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, partial = _allocate_backward(grad_y, x, weight, rstd)
+    _launch_backward(grad_y, None, x, weight, rstd, grad_x, None, partial, 1.0)
+    return grad_x, partial
+
+
+def _allocate_backward(grad_y: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of `x`, and rows of partial sums of the weight's gradient."""
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, width = rstd.numel(), x.shape[-1]
+    if width > WIDEST_ACCUMULATING_ROW:
+        programs = triton.cdiv(rows, WIDE_ROWS)
+    else:
+        programs = resident_programs(rows, accumulating_row_tile(width), x.device)
+    return grad_x, torch.empty(programs, width, dtype=rstd.dtype, device=x.device)
+
+
+def _run_residual_backward(
+    grad_y: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, rstd: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_f, partial = _allocate_residual_backward(grad_y, grad_total, total, weight, rstd, alpha)
+    _launch_backward(grad_y, grad_total, total, weight, rstd, grad_f, grad_x, partial, alpha)
+    return grad_x, grad_f, partial
+
+
+def _allocate_residual_backward(
+    grad_y: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, rstd: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_f, partial = _allocate_backward(grad_y, total, weight, rstd)
+    return torch.empty_like(grad_f), grad_f, partial
+
+
+def _launch_backward(
+    grad_y: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    grad_sum: Tensor,
+    grad_x: Tensor | None,
+    partial: Tensor,
+    alpha: float,
+) -> None:
+    """Write `grad_sum`, the gradient of what was normalised, and with a residual `grad_x = alpha * grad_sum`."""
+    grad_rows, x_rows = as_rows(grad_y), as_rows(x)
+    grad_total_rows = grad_rows if grad_total is None else as_rows(grad_total)
+    rows, width = x_rows.shape
+    tile = accumulating_row_tile(width)
+    tensors = (
+        grad_rows,
+        grad_total_rows,
+        x_rows,
+        weight,
+        rstd,
+        grad_sum,
+        grad_sum if grad_x is None else grad_x,
+        partial,
+    )
+    strides = (grad_rows.stride(0), grad_total_rows.stride(0), x_rows.stride(0))
+    constants = {
+        "WIDTH": width,
+        "ALPHA": alpha,
+        "HAS_RESIDUAL": grad_x is not None,
+        "HAS_GRAD_TOTAL": grad_total is not None,
+        "WIDE": wide_type(x.dtype),
+    }
+    if width <= WIDEST_ACCUMULATING_ROW:
+        grid = (partial.shape[0],)
+        launch(
+            _backward_kernel, grid, *tensors, *strides, rows, **constants, BLOCK=tile.block, num_warps=tile.num_warps
+        )
+        return
+    dots = torch.empty_like(rstd)
+    launch(
+        _wide_dot_kernel,
+        (rows,),
+        grad_rows,
+        x_rows,
+        weight,
+        rstd,
+        dots,
+        grad_rows.stride(0),
+        x_rows.stride(0),
+        WIDTH=width,
+        WIDE=wide_type(x.dtype),
+        BLOCK=tile.block,
+        num_warps=tile.num_warps,
+    )
+    launch(
+        _wide_backward_kernel,
+        (triton.cdiv(width, TILE), partial.shape[0]),
+        *tensors,
+        dots,
+        *strides,
+        rows,
+        **constants,
+        ROWS=WIDE_ROWS,
+        BLOCK=TILE,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _store_gradients(
+    grad_total_ptr,
+    grad_sum_ptr,
+    grad_x_ptr,
+    grad,
+    columns,
+    inside,
+    ALPHA: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr,
+):
+    if HAS_GRAD_TOTAL:
+        grad += tl.load(grad_total_ptr + columns, mask=inside, other=0.0).to(grad.dtype)
+    tl.store(grad_sum_ptr + columns, grad.to(grad_sum_ptr.dtype.element_ty), mask=inside)
+    if HAS_RESIDUAL:
+        tl.store(grad_x_ptr + columns, (grad * ALPHA).to(grad_x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_y_ptr,
+    grad_total_ptr,
+    x_ptr,
+    w_ptr,
+    rstd_ptr,
+    grad_sum_ptr,
+    grad_x_ptr,
+    partial_ptr,
+    grad_y_stride,
+    grad_total_stride,
+    x_stride,
+    rows,
+    WIDTH: tl.constexpr,
+    ALPHA: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Every so many-th row a program, one after the other; the sum of dy * x_hat stays in registers."""
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    w = tl.load(w_ptr + columns, mask=inside, other=0.0)
+    total = tl.zeros((BLOCK,), dtype=WIDE)
+    for row in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        rstd = tl.load(rstd_ptr + row)
+        x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
+        grad_y = tl.load(grad_y_ptr + row * grad_y_stride + columns, mask=inside, other=0.0)
+        x_hat = x.to(WIDE) * rstd
+        grad = grad_y.to(WIDE)
+        total += grad * x_hat
+        grad *= w.to(WIDE)
+        mean = tl.sum(grad * x_hat, axis=0) / WIDTH
+        _store_gradients(
+            grad_total_ptr + row * grad_total_stride,
+            grad_sum_ptr + row * WIDTH,
+            grad_x_ptr + row * WIDTH,
+            rstd * (grad - x_hat * mean),
+            columns,
+            inside,
+            ALPHA,
+            HAS_RESIDUAL,
+            HAS_GRAD_TOTAL,
+        )
+    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * WIDTH + columns, total, mask=inside)
+
+
+@triton.jit
+def _wide_dot_kernel(
+    grad_y_ptr,
+    x_ptr,
+    w_ptr,
+    rstd_ptr,
+    dot_ptr,
+    grad_y_stride,
+    x_stride,
+    WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """mean(dy * weight * x_hat) of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_ptr + row)
+    products = tl.zeros((BLOCK,), dtype=WIDE)
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(WIDE)
+        grad = tl.load(grad_y_ptr + row * grad_y_stride + columns, mask=inside, other=0.0).to(WIDE)
+        products += x * rstd * grad * tl.load(w_ptr + columns, mask=inside, other=0.0).to(WIDE)
+    tl.store(dot_ptr + row, tl.sum(products, axis=0) / WIDTH)
+
+
+@triton.jit
+def _wide_backward_kernel(
+    grad_y_ptr,
+    grad_total_ptr,
+    x_ptr,
+    w_ptr,
+    rstd_ptr,
+    grad_sum_ptr,
+    grad_x_ptr,
+    partial_ptr,
+    dot_ptr,
+    grad_y_stride,
+    grad_total_stride,
+    x_stride,
+    rows,
+    WIDTH: tl.constexpr,
+    ALPHA: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A tile of columns and ROWS rows a program, with the rows' dot products given."""
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    group = tl.program_id(1).to(tl.int64)
+    w = tl.load(w_ptr + columns, mask=inside, other=0.0).to(WIDE)
+    total = tl.zeros((BLOCK,), dtype=WIDE)
+    for row in range(group * ROWS, min(group * ROWS + ROWS, rows)):
+        rstd = tl.load(rstd_ptr + row)
+        x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
+        grad_y = tl.load(grad_y_ptr + row * grad_y_stride + columns, mask=inside, other=0.0).to(WIDE)
+        x_hat = x.to(WIDE) * rstd
+        total += grad_y * x_hat
+        _store_gradients(
+            grad_total_ptr + row * grad_total_stride,
+            grad_sum_ptr + row * WIDTH,
+            grad_x_ptr + row * WIDTH,
+            rstd * (grad_y * w - x_hat * tl.load(dot_ptr + row)),
+            columns,
+            inside,
+            ALPHA,
+            HAS_RESIDUAL,
+            HAS_GRAD_TOTAL,
+        )
+    tl.store(partial_ptr + group * WIDTH + columns, total, mask=inside)
+
+
+_forward_operator = Operator(
+    "rms_norm",
+    "(Tensor x, Tensor weight, float eps, bool round_before_weight) -> (Tensor, Tensor)",
+    _run_forward,
+    _allocate_forward,
+)
+_residual_forward_operator = Operator(
+    "deepnorm_residual",
+    "(Tensor x, Tensor f, Tensor weight, float alpha, float eps, bool round_before_weight) -> (Tensor, Tensor, Tensor)",
+    _run_residual_forward,
+    _allocate_residual_forward,
+)
+_backward_operator = Operator(
+    "rms_norm_backward",
+    "(Tensor grad_y, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
+    _run_backward,
+    _allocate_backward,
+)
+_residual_backward_operator = Operator(
+    "deepnorm_residual_backward",
+    "(Tensor grad_y, Tensor? grad_total, Tensor total, Tensor weight, Tensor rstd, float alpha) "
+    "-> (Tensor, Tensor, Tensor)",
+    _run_residual_backward,
+    _allocate_residual_backward,
+)

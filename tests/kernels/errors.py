@@ -1,31 +1,82 @@
-"""How far an operator may be from the truth in bf16: twice as far as torch's own computation of it in bf16."""
+"""How far an operator may be from the truth: twice as far as torch's own computation in the same dtype.
 
-from collections.abc import Callable, Sequence
+The truth is torch's computation in fp64 on the same rounded inputs. Operators run on poisoned memory: whatever they
+allocate holds NaN until they write it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Operator = Callable[..., Tensor]
+Operator = Callable[..., Any]
+# Beyond twice torch's error: for outputs and for gradients.
+OUTPUT_SLACK, GRADIENT_SLACK = 1e-5, 1e-4
 
 
-def assert_bf16_error_within_twice_torch(ours: Operator, torchs: Operator, inputs: Sequence[Tensor]) -> None:
-    """Outputs and gradients of `ours` and `torchs` on bf16 copies of the fp64 `inputs`, against `torchs` in fp64."""
-    inputs = [x.detach().bfloat16() for x in inputs]
-    truth, own, reference = (
-        _run(operator, [x.to(dtype) for x in inputs])
-        for operator, dtype in ((torchs, torch.float64), (ours, torch.bfloat16), (torchs, torch.bfloat16))
-    )
-    for index, (exact, mine, peer) in enumerate(zip(truth, own, reference, strict=True)):
-        slack = 1e-5 if index == 0 else 1e-4
-        error, peer_error = ((value.double() - exact).abs().max().item() for value in (mine, peer))
-        assert error <= 2 * peer_error + slack, f"tensor {index}: {error} against torch's {peer_error}"
-        mean, peer_mean = ((value.double() - exact).abs().mean().item() for value in (mine, peer))
-        assert mean <= 2 * peer_mean + slack, f"tensor {index}: {mean} against torch's {peer_mean} on average"
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """`torch.empty` and its kin give NaN (integers: their largest value) within."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
-def _run(operator: Operator, inputs: list[Tensor]) -> list[Tensor]:
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    out = operator(*inputs)
+def assert_error_within_twice_torch(
+    ours: Operator, torchs: Operator, inputs: Sequence[Tensor], dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Outputs and gradients of both operators on copies of the fp64 `inputs` rounded to `dtype`.
+
+    Both take the inputs and give a tensor or a tuple of them. Integer inputs stay as they are and get no gradient.
+    """
+    inputs = [x.detach().to(dtype) if x.is_floating_point() else x for x in inputs]
+    exact = run(torchs, [x.double() if x.is_floating_point() else x for x in inputs], dtype)
+    peers = run(torchs, inputs, dtype)
+    with poisoned_memory():
+        own = run(ours, inputs, dtype)
+    assert [kind for kind, _ in own] == [kind for kind, _ in exact]
+    for index, ((kind, truth), (_, peer), (_, mine)) in enumerate(zip(exact, peers, own, strict=True)):
+        slack = OUTPUT_SLACK if kind == "output" else GRADIENT_SLACK + 2 * torch.finfo(dtype).eps * _largest(truth)
+        assert mine.shape == truth.shape, f"{kind} {index}: shape {tuple(mine.shape)}, not {tuple(truth.shape)}"
+        error, peer_error = ((value.double() - truth).abs() for value in (mine, peer))
+        assert _largest(error) <= 2 * _largest(peer_error) + slack, (
+            f"{kind} {index}: off by {_largest(error)}, torch by {_largest(peer_error)}"
+        )
+        assert _mean(error) <= 2 * _mean(peer_error) + slack, (
+            f"{kind} {index}: off by {_mean(error)} on average, torch by {_mean(peer_error)}"
+        )
+
+
+def assert_same_non_finite(ours: Operator, torchs: Operator, inputs: Sequence[Tensor]) -> None:
+    """NaN and infinity reach the same elements of outputs and gradients as in torch's computation."""
+    dtype = next(x.dtype for x in inputs if x.is_floating_point())
+    own, peers = run(ours, inputs, dtype), run(torchs, inputs, dtype)
+    for index, ((kind, mine), (_, peer)) in enumerate(zip(own, peers, strict=True)):
+        assert torch.equal(mine.isfinite(), peer.isfinite()), f"{kind} {index} is not finite elsewhere than torch's"
+
+
+def run(operator: Operator, inputs: Sequence[Tensor], gradient_dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+    """("output", value) and ("gradient", value) of an operator, for random upstream gradients rounded to a dtype."""
+    inputs = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    outputs = operator(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(1)
-    gradient = torch.randn(out.shape, generator=generator, dtype=torch.float64).bfloat16()
-    return [out.detach(), *torch.autograd.grad(out, inputs, gradient.to(out.dtype))]
+    upstream = [
+        torch.randn(out.shape, generator=generator, dtype=torch.float64).to(gradient_dtype).to(out.device, out.dtype)
+        for out in outputs
+    ]
+    gradients = torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], upstream)
+    return [("output", out.detach()) for out in outputs] + [("gradient", gradient) for gradient in gradients]
+
+
+def _largest(x: Tensor) -> float:
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+def _mean(x: Tensor) -> float:
+    return x.mean().item() if x.numel() else 0.0

@@ -9,7 +9,7 @@ from mindllm_engine.kernels import reference
 from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.geglu import geglu
 from mindllm_engine.kernels.layer_norm import layer_norm
-from tests.kernels.errors import assert_bf16_error_within_twice_torch
+from tests.kernels.errors import assert_error_within_twice_torch
 
 
 def torch_geglu(gate_up: Tensor, approximate: str = "tanh") -> Tensor:
@@ -57,7 +57,7 @@ def test_geglu_refuses_an_odd_width() -> None:
 
 
 def test_bf16_errors() -> None:
-    assert_bf16_error_within_twice_torch(geglu, torch_geglu, (gate_up(200, 64),))
+    assert_error_within_twice_torch(geglu, torch_geglu, (gate_up(200, 64),))
 
 
 def test_bias_gelu_and_layer_norm_gradients() -> None:

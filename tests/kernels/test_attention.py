@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.attention import QUERY_BLOCK, attention
-from tests.kernels.errors import assert_bf16_error_within_twice_torch
+from tests.kernels.errors import assert_error_within_twice_torch
 
 
 def brute_force(
@@ -110,7 +110,7 @@ def test_bf16_errors(scale: float) -> None:
         out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale)
         return out[0].transpose(0, 1)
 
-    assert_bf16_error_within_twice_torch(
+    assert_error_within_twice_torch(
         lambda q, k, v: attention(q, k, v, offsets([length]), scale=scale), torchs, tensors(length, length, 2, 2, 64)
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from mindllm_engine.kernels import linear_cross_entropy as module
 from mindllm_engine.kernels.cross_entropy import cross_entropy
 from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
-from tests.kernels.errors import assert_bf16_error_within_twice_torch
+from tests.kernels.errors import assert_error_within_twice_torch
 
 TOKENS, WIDTH, VOCAB = 23, 6, 11
 
@@ -107,7 +107,7 @@ def test_bf16_errors(weighted: bool) -> None:
     hidden, weight = torch.randn(64, 32, dtype=torch.float64), 0.3 * torch.randn(500, 32, dtype=torch.float64)
     targets = torch.randint(0, 500, (64,))
     scale = torch.rand(64) if weighted else torch.ones(64)
-    assert_bf16_error_within_twice_torch(
+    assert_error_within_twice_torch(
         lambda h, w: (linear_cross_entropy(h, w, targets) * scale).sum(),
         lambda h, w: (F.cross_entropy((h @ w.t()).to(_wide(h)), targets, reduction="none") * scale).sum(),
         (hidden, weight),

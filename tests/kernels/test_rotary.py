@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mindllm_engine.kernels import reference
 from mindllm_engine.kernels.rotary import rotary, rotary_table
-from tests.kernels.errors import assert_bf16_error_within_twice_torch
+from tests.kernels.errors import assert_error_within_twice_torch
 
 BASE = 10000.0
 
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPat
 def test_bf16_errors() -> None:
     q, _, positions, _ = case(100, 64)
     table = rotary_table(100, 64, BASE, "cpu")
-    assert_bf16_error_within_twice_torch(
+    assert_error_within_twice_torch(
         lambda q: rotary(q, q, positions, table)[0], lambda q: rotate_by_complex_numbers(q, positions), (q,)
     )
 

@@ -1,0 +1,33 @@
+"""Mends Triton's interpreter, which runs kernels in Python where there is no GPU: its casts to bf16 truncate.
+
+A GPU rounds to nearest, ties to even. Imported by `launch` when TRITON_INTERPRET=1; seen on triton 3.6 to 3.9.
+"""
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+_convert_other = interpreter._convert_float
+
+
+def mend_interpreter() -> None:
+    """Round to nearest even in every conversion to bf16; widen bf16 by a shift."""
+    interpreter._convert_float = _convert_float
+
+
+def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
+    """`values` hold the bits or numbers of `source`; returns the bits of `target` as unsigned integers."""
+    if source == tl.float32 and target == tl.bfloat16:
+        return _round_to_bf16(np.ascontiguousarray(values).view(np.uint32))
+    if source == tl.bfloat16 and target == tl.float32:
+        return np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16
+    return _convert_other(values, source, target, rounding_mode)
+
+
+def _round_to_bf16(bits: np.ndarray) -> np.ndarray:
+    """fp32 bits to bf16 bits: half of the last kept bit is added, less one where the number kept is even."""
+    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, np.uint16(0x7FC0), rounded)

@@ -1,0 +1,126 @@
+"""What the kernels that work on rows share: rows as they lie in memory, tile sizes, and sums over rows.
+
+A weight's gradient is a sum over all rows. Each program adds up its own rows in fp32 registers and writes one row of
+partial sums; `sum_rows` adds those in a fixed order, so that the result is the same in every run. It can add straight
+into a main gradient, fp32, which then needs no pass of its own.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mindllm_engine.kernels.launch import launch, multiprocessors
+from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.reference import statistics_dtype
+
+# Rows up to this width are held in a program's registers, alone or beside fp32 sums over rows; wider ones are read in
+# tiles of TILE columns. Above, the compiler spills.
+WIDEST_ROW = 16384
+WIDEST_ACCUMULATING_ROW = 8192
+TILE = 1024
+# Warps of all programs on a multiprocessor that the registers of a kernel with sums over rows leave room for.
+ACCUMULATING_WARPS = 24
+
+TRITON_DTYPES = {
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+class RowTile(NamedTuple):
+    """How a program holds a row: `block` columns at a time by `num_warps` warps."""
+
+    block: int
+    num_warps: int
+
+
+def row_tile(width: int) -> RowTile:
+    """For a kernel that holds a row: 16 elements a thread, two 128-bit loads of bf16, up to 16 warps."""
+    if width > WIDEST_ROW:
+        return RowTile(TILE, 4)
+    block = max(16, triton.next_power_of_2(width))
+    return RowTile(block, max(1, min(16, block // 512)))
+
+
+def accumulating_row_tile(width: int) -> RowTile:
+    """For a kernel that holds a row and sums over rows: 8 elements a thread up to 8 warps, then 16."""
+    if width > WIDEST_ACCUMULATING_ROW:
+        return RowTile(TILE, 4)
+    block = max(16, triton.next_power_of_2(width))
+    return RowTile(block, max(4, min(8, block // 256), block // 512))
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """`x` (..., width) as (rows, width) with neighbouring columns adjacent; copies only where it must."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def wide_type(dtype: torch.dtype) -> Any:
+    """Triton's type in which sums over inputs of `dtype` are taken: fp32, or fp64 for fp64."""
+    return TRITON_DTYPES[statistics_dtype(dtype)]
+
+
+def resident_programs(rows: int, tile: RowTile, device: torch.device) -> int:
+    """Programs that share `rows` among them: as many as are resident at once."""
+    return min(rows, max(1, ACCUMULATING_WARPS // tile.num_warps) * multiprocessors(device))
+
+
+def main_grad(weight: Tensor) -> Tensor | None:
+    """The fp32 gradient that the backward of an operator adds to, instead of returning one for `weight`.
+
+    It is the attribute `weight.main_grad`, which `optim.FlatParameters` sets. Compiled graphs return gradients.
+    """
+    return None if torch.compiler.is_compiling() else getattr(weight, "main_grad", None)
+
+
+def sum_rows(partial: Tensor, dtype: torch.dtype, into: Tensor | None) -> Tensor | None:
+    """The sum over the first dimension of `partial` (programs, width): new in `dtype`, or added to `into` (width,)."""
+    if into is None:
+        return _sum_rows_operator(partial, dtype)
+    _launch_sum_rows(partial, into, add=True)
+    return None
+
+
+def _run_sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    out = _allocate_sum_rows(partial, dtype)
+    _launch_sum_rows(partial, out, add=False)
+    return out
+
+
+def _allocate_sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(partial.shape[1], dtype=dtype, device=partial.device)
+
+
+def _launch_sum_rows(partial: Tensor, out: Tensor, add: bool) -> None:
+    programs, width = partial.shape
+    block = 64
+    grid = (triton.cdiv(width, block),)
+    launch(_sum_rows_kernel, grid, partial, out, programs, WIDTH=width, ADD=add, ROWS=32, BLOCK=block, num_warps=4)
+
+
+@triton.jit
+def _sum_rows_kernel(
+    partial_ptr, out_ptr, programs, WIDTH: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    total = tl.zeros((ROWS, BLOCK), dtype=partial_ptr.dtype.element_ty)
+    for first in range(0, programs, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        mask = (rows[:, None] < programs) & inside[None, :]
+        total += tl.load(partial_ptr + rows[:, None].to(tl.int64) * WIDTH + columns[None, :], mask=mask, other=0.0)
+    out = tl.sum(total, axis=0)
+    if ADD:
+        out += tl.load(out_ptr + columns, mask=inside, other=0.0)
+    tl.store(out_ptr + columns, out, mask=inside)
+
+
+_sum_rows_operator = Operator(
+    "sum_rows", "(Tensor partial, ScalarType dtype) -> Tensor", _run_sum_rows, _allocate_sum_rows
+)

@@ -1,0 +1,120 @@
+"""Every registered operator under torch's own checks, and the public functions under torch.compile, autocast and on
+meta tensors. Each operator's cases stand in one table, so that an operator without one is found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
+
+ROWS, WIDTH = 5, 24
+Case = Callable[[str, torch.dtype], tuple[Any, ...]]
+
+
+def tensor(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.randn(shape, device=device).to(dtype)
+
+
+def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.rand(shape, device=device) + 0.5
+
+
+# Arguments of each registered operator: values, or functions of device and dtype.
+REGISTERED: dict[str, tuple[Any, ...]] = {
+    "rms_norm": (tensor(ROWS, WIDTH), tensor(WIDTH), 1e-5, False),
+    "rms_norm_backward": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH), statistic(ROWS)),
+    "deepnorm_residual": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH), 1.7, 1e-5, False),
+    "deepnorm_residual_backward": (
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(WIDTH),
+        statistic(ROWS),
+        1.7,
+    ),
+    "sum_rows": (statistic(ROWS, WIDTH), torch.float32),
+}
+
+# Public functions of floating-point tensors alone, with the shapes of their inputs.
+PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+    "rms_norm": (lambda x, w: rms_norm(x, w, 1e-5), [(ROWS, WIDTH), (WIDTH,)]),
+    "deepnorm_residual": (
+        lambda x, f, w: deepnorm_residual_and_sum(x, f, w, 1.7, 1e-5),
+        [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,)],
+    ),
+}
+
+
+def arguments(name: str, device: str, dtype: torch.dtype) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return tuple(
+        value(device, dtype) if callable(value) and not isinstance(value, torch.dtype) else value
+        for value in REGISTERED[name]
+    )
+
+
+def test_every_registered_operator_has_a_case() -> None:
+    registered = {name.removeprefix("mindllm::") for name in torch._C._dispatch_get_all_op_names() if "mindllm" in name}
+    assert registered == set(REGISTERED)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_opcheck(name: str, device: str) -> None:
+    operator = getattr(torch.ops.mindllm, name).default
+    torch.library.opcheck(operator, arguments(name, device, torch.bfloat16))
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_compiles_into_one_graph(name: str, device: str) -> None:
+    function, shapes = PUBLIC[name]
+
+    def loss(*values: Tensor) -> Tensor:
+        outputs = function(*values)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return sum((out * out).float().sum() for out in outputs)
+
+    torch.manual_seed(0)
+    values = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    eager = torch.autograd.grad(loss(*values), values)
+    compiled = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*values), values)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_shapes_on_the_meta_device(name: str, device: str) -> None:
+    function, shapes = PUBLIC[name]
+    values = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+    metas = [torch.empty(shape, device="meta", requires_grad=True) for shape in shapes]
+    for out, meta in zip(_tuple(function(*values)), _tuple(function(*metas)), strict=True):
+        assert (meta.shape, meta.dtype, meta.stride()) == (out.shape, out.dtype, out.stride())
+        assert meta.is_meta
+    gradients = torch.autograd.grad(
+        _tuple(function(*metas)), metas, [torch.empty_like(x) for x in _tuple(function(*metas))]
+    )
+    assert [gradient.shape for gradient in gradients] == [value.shape for value in values]
+
+
+@pytest.mark.usefixtures("triton_kernels")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_autocast_with_parameters_in_fp32(name: str, device: str) -> None:
+    function, shapes = PUBLIC[name]
+    torch.manual_seed(0)
+    activations = [torch.randn(shape, device=device).bfloat16().requires_grad_() for shape in shapes if len(shape) > 1]
+    weights = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes if len(shape) == 1]
+    with torch.autocast(device, torch.bfloat16):
+        outputs = _tuple(function(*activations, *weights))
+    assert all(out.dtype == torch.bfloat16 for out in outputs)
+    exact = _tuple(function(*(x.double() for x in activations), *(w.double() for w in weights)))
+    for out, truth in zip(outputs, exact, strict=True):
+        torch.testing.assert_close(out.double(), truth, rtol=2**-7, atol=2**-7)
+    gradients = torch.autograd.grad(sum(out.float().sum() for out in outputs), [*activations, *weights])
+    assert [g.dtype for g in gradients] == [x.dtype for x in (*activations, *weights)]
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
