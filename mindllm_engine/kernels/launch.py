@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mindllm_engine.kernels.backend import interpreted
 
-if interpreted():
+INTERPRETED = interpreted()
+if INTERPRETED:
     from mindllm_engine.kernels.interpreter import mend_interpreter
 
     mend_interpreter()
@@ -55,7 +56,7 @@ def launch(
         _record.append(Launch(kernel, grid, args, constants, num_warps, num_stages))
     if first.is_meta or 0 in grid:
         return
-    if interpreted():
+    if INTERPRETED:
         kernel[grid](*args, **constants)
         return
     key = (kernel, first.device, num_warps, num_stages, *map(_specialisation, args), *constants.values())
