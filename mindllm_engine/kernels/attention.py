@@ -77,14 +77,14 @@ def attention(
     if heads % kv_heads:
         raise ValueError(f"the {heads} query heads are no multiple of the {kv_heads} key heads")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    has_cache = cu_seqlens_k is not None
     offsets = _read_offsets(cu_seqlens, q.shape[0])
     offsets_k = offsets if cu_seqlens_k is None else _read_offsets(cu_seqlens_k, k.shape[0])
     ends = (offsets.values[-1], offsets_k.values[-1])
     if ends != (q.shape[0], k.shape[0]):
         raise ValueError(f"offsets end at {ends[0]} and {ends[1]}, tokens at {q.shape[0]} and {k.shape[0]}")
-    if cu_seqlens_k is not None:
+    if has_cache:
         _check_cache(offsets.values, offsets_k.values)
-    has_cache = cu_seqlens_k is not None
     case = _case(q, offsets, window, has_cache)
     backend = _choices.get(case) or _choose(case)
     if backend == "reference":
