@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mindllm_engine.kernels.attention import QUERY_BLOCK, attention
+from mindllm_engine.kernels.attention import attention
+from mindllm_engine.kernels.attention_reference import QUERY_BLOCK
 from tests.kernels.errors import assert_error_within_twice_torch
 
 
