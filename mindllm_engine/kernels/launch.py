@@ -1,7 +1,8 @@
 """Launches Triton kernels: at a few microseconds of host time a call, and on record where there is no device.
 
-Triton's own `kernel[grid](...)` looks its arguments over anew on each call, 6 us for ten of them. `launch` keeps the
-compiled kernel under what Triton specialises on (dtypes, alignment to 16, divisibility by 16), 3 us.
+Triton's own `kernel[grid](...)` looks its arguments over anew on each call, 6 us for ten of them. A `Program` is a
+kernel with its constexpr parameters, and keeps the machine code for each combination of what else Triton specialises
+on (dtypes, alignment to 16, divisibility by 16): 3 us. Operators make their programs once a shape, behind `lru_cache`.
 
 On meta tensors nothing runs. Whoever wants to know what would (the gate on machine code does) asks `recording`.
 """
@@ -26,8 +27,63 @@ if INTERPRETED:
 # Multiprocessors of an H100 or H200 (SXM), for grids laid out where there is no GPU.
 H100_MULTIPROCESSORS = 132
 
-_compiled: dict[tuple[Any, ...], Any] = {}
-_record: list["Launch"] | None = None
+Grid = tuple[int, int, int]
+
+
+class Program:
+    """A kernel with its launch options and constexpr parameters.
+
+    Args:
+        kernel: the `@triton.jit` function; its constexpr parameters come after all others.
+        num_warps, num_stages: Triton's launch options.
+        constants: the constexpr parameters by name, in the kernel's order.
+    """
+
+    def __init__(self, kernel: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any) -> None:
+        self.kernel = kernel
+        self.num_warps = num_warps
+        self.num_stages = num_stages
+        self.constants = constants
+        self._constant_values = tuple(constants.values())
+        self._machine_code: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
+
+    def __call__(self, grid: Grid, *args: Any) -> None:
+        """Run over `grid` with `args`: tensors, ints and floats (fp32 on the device), the first a tensor."""
+        if _record is not None:
+            _record.append(Launch(self.kernel, grid, args, self.constants, self.num_warps, self.num_stages))
+        first = args[0]
+        if first.is_meta or 0 in grid:
+            return
+        if INTERPRETED:
+            self.kernel[grid](*args, **self.constants)
+            return
+        device = first.get_device()
+        # What Triton specialises on, and never coarser; written out here, since a call for each argument takes longer.
+        key = (
+            device,
+            *[
+                (arg.dtype, arg.data_ptr() % 16)
+                if isinstance(arg, Tensor)
+                else (arg if arg < 2 or arg >> 31 else arg % 16)
+                if type(arg) is int
+                else float
+                for arg in args
+            ],
+        )
+        code = self._machine_code.get(key)
+        if code is None or device != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                self._compile(key, grid, args)
+            return
+        run, function, metadata = code
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*grid, stream, function, metadata, None, None, None, *args, *self._constant_values)
+
+    def _compile(self, key: tuple[Any, ...], grid: Grid, args: tuple[Any, ...]) -> None:
+        """Run by Triton's own launch, and keep what it ran."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        compiled = self.kernel[grid](*args, **self.constants, **options)
+        self._machine_code[key] = (compiled.run, compiled.function, compiled.packed_metadata)
 
 
 @dataclass(frozen=True)
@@ -35,7 +91,7 @@ class Launch:
     """One launch as it would reach the device: `args` in the kernel's order, then constexpr parameters by name."""
 
     kernel: Any
-    grid: tuple[int, ...]
+    grid: Grid
     args: tuple[Any, ...]
     constants: dict[str, Any]
     num_warps: int
@@ -45,36 +101,11 @@ class Launch:
 def launch(
     kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
 ) -> None:
-    """Run `kernel` over `grid`.
-
-    Args:
-        args: tensors, ints and floats (fp32 on the device) in the kernel's order, the first a tensor.
-        constants: its constexpr parameters, by name in the kernel's order, after all others.
-    """
-    first = args[0]
-    if _record is not None:
-        _record.append(Launch(kernel, grid, args, constants, num_warps, num_stages))
-    if first.is_meta or 0 in grid:
-        return
-    if INTERPRETED:
-        kernel[grid](*args, **constants)
-        return
-    key = (kernel, first.device, num_warps, num_stages, *map(_specialisation, args), *constants.values())
-    compiled = _compiled.get(key)
-    if compiled is not None and first.get_device() == torch.cuda.current_device():
-        compiled[(*grid, 1, 1)[:3]](*args, *constants.values())
-        return
-    with torch.cuda.device(first.device):
-        _compiled[key] = kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+    padded = (*grid, 1, 1)
+    Program(kernel, num_warps, num_stages, **constants)((padded[0], padded[1], padded[2]), *args)
 
 
-def _specialisation(arg: Any) -> Any:
-    """What decides which machine code fits this argument; never coarser than Triton's own rule."""
-    if isinstance(arg, Tensor):
-        return arg.dtype, arg.data_ptr() % 16
-    if isinstance(arg, int):
-        return arg if arg == 1 else (arg % 16, arg.bit_length() > 31)
-    return type(arg)
+_record: list[Launch] | None = None
 
 
 @contextmanager

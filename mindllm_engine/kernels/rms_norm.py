@@ -9,6 +9,7 @@ time from the L2 cache. The backward holds the row and the partial sums of dweig
 each row's dot product first and then works on tiles of many rows, and reads x and dy twice.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import (
     TILE,
@@ -27,6 +28,7 @@ from mindllm_engine.kernels.rows import (
     WIDEST_ROW,
     accumulating_row_tile,
     as_rows,
+    empty_contiguous,
     main_grad,
     resident_programs,
     row_tile,
@@ -53,7 +55,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
     _check_width(x, weight)
     if not use_triton(x):
         return _Reference.apply(x, weight, eps, round_before_weight)
-    return _RMSNorm.apply(x, weight, eps, round_before_weight, main_grad(weight))
+    return _apply_rms_norm(x, weight, eps, round_before_weight, main_grad(weight))
 
 
 def deepnorm_residual(
@@ -77,11 +79,11 @@ def deepnorm_residual_and_sum(
     if not use_triton(x):
         total = torch.add(f, x, alpha=alpha)
         return _Reference.apply(total, weight, eps, round_before_weight), total
-    return _DeepNormResidual.apply(x, f, weight, alpha, eps, round_before_weight, main_grad(weight))
+    return _apply_deepnorm_residual(x, f, weight, alpha, eps, round_before_weight, main_grad(weight))
 
 
 def _check_width(x: Tensor, weight: Tensor) -> None:
-    if weight.shape != x.shape[-1:]:
+    if weight.numel() != x.shape[-1]:
         raise ValueError(f"a norm over the last dimension of {tuple(x.shape)} has no weight of {tuple(weight.shape)}")
 
 
@@ -180,6 +182,10 @@ class _DeepNormResidual(torch.autograd.Function):
         return grad_x, grad_f, sum_rows(partial, weight.dtype, ctx.into), None, None, None, None
 
 
+_apply_rms_norm = differentiable(_RMSNorm)
+_apply_deepnorm_residual = differentiable(_DeepNormResidual)
+
+
 def _run_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> tuple[Tensor, Tensor]:
     y, rstd = _allocate_forward(x, weight, eps, round_before_weight)
     _launch_forward(x, None, weight, y, None, rstd, 1.0, eps, round_before_weight)
@@ -187,8 +193,7 @@ def _run_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: boo
 
 
 def _allocate_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return y, torch.empty(x.shape[:-1], dtype=statistics_dtype(x.dtype), device=x.device)
+    return empty_contiguous(x), x.new_empty(x.numel() // x.shape[-1], dtype=statistics_dtype(x.dtype))
 
 
 def _run_residual_forward(
@@ -219,27 +224,28 @@ def _launch_forward(
 ) -> None:
     x_rows = as_rows(x)
     f_rows = x_rows if f is None else as_rows(f)
-    width = x.shape[-1]
+    if total is None:
+        total = y
+    program = _forward_program(x.shape[-1], x.dtype, alpha, eps, f is not None, round_before_weight)
+    rows, strides = x_rows.shape[0], (x_rows.stride(0), f_rows.stride(0))
+    program((rows, 1, 1), x_rows, f_rows, weight, y, total, rstd, *strides)
+
+
+@cache
+def _forward_program(
+    width: int, dtype: torch.dtype, alpha: float, eps: float, has_residual: bool, round_before_weight: bool
+) -> Program:
     tile = row_tile(width)
-    launch(
+    return Program(
         _forward_kernel if width <= WIDEST_ROW else _wide_forward_kernel,
-        (x_rows.shape[0],),
-        x_rows,
-        f_rows,
-        weight,
-        y,
-        y if total is None else total,
-        rstd,
-        x_rows.stride(0),
-        f_rows.stride(0),
+        tile.num_warps,
         WIDTH=width,
         ALPHA=alpha,
         EPS=eps,
-        HAS_RESIDUAL=f is not None,
+        HAS_RESIDUAL=has_residual,
         ROUND_BEFORE_WEIGHT=round_before_weight,
-        WIDE=wide_type(x.dtype),
+        WIDE=wide_type(dtype),
         BLOCK=tile.block,
-        num_warps=tile.num_warps,
     )
 
 
@@ -389,7 +395,6 @@ def _launch_backward(
     grad_rows, x_rows = as_rows(grad_y), as_rows(x)
     grad_total_rows = grad_rows if grad_total is None else as_rows(grad_total)
     rows, width = x_rows.shape
-    tile = accumulating_row_tile(width)
     tensors = (
         grad_rows,
         grad_total_rows,
@@ -401,46 +406,54 @@ def _launch_backward(
         partial,
     )
     strides = (grad_rows.stride(0), grad_total_rows.stride(0), x_rows.stride(0))
-    constants = {
-        "WIDTH": width,
-        "ALPHA": alpha,
-        "HAS_RESIDUAL": grad_x is not None,
-        "HAS_GRAD_TOTAL": grad_total is not None,
-        "WIDE": wide_type(x.dtype),
-    }
+    flags = (width, x.dtype, alpha, grad_x is not None, grad_total is not None)
+    programs = partial.shape[0]
     if width <= WIDEST_ACCUMULATING_ROW:
-        grid = (partial.shape[0],)
-        launch(
-            _backward_kernel, grid, *tensors, *strides, rows, **constants, BLOCK=tile.block, num_warps=tile.num_warps
-        )
+        _backward_program(*flags)((programs, 1, 1), *tensors, *strides, rows)
         return
     dots = torch.empty_like(rstd)
-    launch(
-        _wide_dot_kernel,
-        (rows,),
-        grad_rows,
-        x_rows,
-        weight,
-        rstd,
-        dots,
-        grad_rows.stride(0),
-        x_rows.stride(0),
-        WIDTH=width,
-        WIDE=wide_type(x.dtype),
-        BLOCK=tile.block,
-        num_warps=tile.num_warps,
+    _wide_dot_program(width, x.dtype)(
+        (rows, 1, 1), grad_rows, x_rows, weight, rstd, dots, grad_rows.stride(0), x_rows.stride(0)
     )
-    launch(
+    grid = (triton.cdiv(width, TILE), programs, 1)
+    _wide_backward_program(*flags, WIDE_ROWS)(grid, *tensors, dots, *strides, rows)
+
+
+@cache
+def _backward_program(
+    width: int, dtype: torch.dtype, alpha: float, has_residual: bool, has_grad_total: bool
+) -> Program:
+    tile = accumulating_row_tile(width)
+    return Program(
+        _backward_kernel,
+        tile.num_warps,
+        WIDTH=width,
+        ALPHA=alpha,
+        HAS_RESIDUAL=has_residual,
+        HAS_GRAD_TOTAL=has_grad_total,
+        WIDE=wide_type(dtype),
+        BLOCK=tile.block,
+    )
+
+
+@cache
+def _wide_dot_program(width: int, dtype: torch.dtype) -> Program:
+    return Program(_wide_dot_kernel, WIDTH=width, WIDE=wide_type(dtype), BLOCK=TILE)
+
+
+@cache
+def _wide_backward_program(
+    width: int, dtype: torch.dtype, alpha: float, has_residual: bool, has_grad_total: bool, rows: int
+) -> Program:
+    return Program(
         _wide_backward_kernel,
-        (triton.cdiv(width, TILE), partial.shape[0]),
-        *tensors,
-        dots,
-        *strides,
-        rows,
-        **constants,
-        ROWS=WIDE_ROWS,
+        WIDTH=width,
+        ALPHA=alpha,
+        HAS_RESIDUAL=has_residual,
+        HAS_GRAD_TOTAL=has_grad_total,
+        WIDE=wide_type(dtype),
+        ROWS=rows,
         BLOCK=TILE,
-        num_warps=4,
     )
 
 

@@ -5,6 +5,7 @@ partial sums; `sum_rows` adds those in a fixed order, so that the result is the 
 into a main gradient, fp32, which then needs no pass of its own.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mindllm_engine.kernels.launch import launch, multiprocessors
+from mindllm_engine.kernels.launch import Program, multiprocessors
 from mindllm_engine.kernels.operator import Operator
 from mindllm_engine.kernels.reference import statistics_dtype
 
@@ -23,6 +24,8 @@ WIDEST_ACCUMULATING_ROW = 8192
 TILE = 1024
 # Warps of all programs on a multiprocessor that the registers of a kernel with sums over rows leave room for.
 ACCUMULATING_WARPS = 24
+# Columns of a program that adds up partial sums.
+SUM_BLOCK = 64
 
 TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
@@ -57,8 +60,15 @@ def accumulating_row_tile(width: int) -> RowTile:
 
 def as_rows(x: Tensor) -> Tensor:
     """`x` (..., width) as (rows, width) with neighbouring columns adjacent; copies only where it must."""
+    if x.ndim == 2 and x.stride(1) == 1:
+        return x
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def empty_contiguous(x: Tensor) -> Tensor:
+    """Uninitialised memory of the shape and dtype of `x`, rows one after the other."""
+    return torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def wide_type(dtype: torch.dtype) -> Any:
@@ -99,9 +109,12 @@ def _allocate_sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _launch_sum_rows(partial: Tensor, out: Tensor, add: bool) -> None:
     programs, width = partial.shape
-    block = 64
-    grid = (triton.cdiv(width, block),)
-    launch(_sum_rows_kernel, grid, partial, out, programs, WIDTH=width, ADD=add, ROWS=32, BLOCK=block, num_warps=4)
+    _sum_rows_program(width, add)((triton.cdiv(width, SUM_BLOCK), 1, 1), partial, out, programs)
+
+
+@cache
+def _sum_rows_program(width: int, add: bool) -> Program:
+    return Program(_sum_rows_kernel, WIDTH=width, ADD=add, ROWS=32, BLOCK=SUM_BLOCK)
 
 
 @triton.jit
