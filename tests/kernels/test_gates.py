@@ -1,0 +1,91 @@
+"""The gates that hold kernels where there is no GPU: machine code, addresses, memory traffic and host time, each a
+program of benchmarks/ that compares with a committed table. They run in processes of their own, since Triton compiles
+only where it does not interpret."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=850
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("gate", ["machine_code", "address_arithmetic", "memory_traffic"])
+def test_gate(gate: str) -> None:
+    done = run(f"benchmarks/{gate}.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_call_is_measured_for_every_operator(tmp_path: Path) -> None:
+    done = run("benchmarks/host_cost.py", "--json", str(tmp_path / "host.json"))
+    rows = json.loads((tmp_path / "host.json").read_text())["rows"]
+    assert rows, done.stderr
+    # The bar of 10 us is for an idle machine, and the table says whether it holds; tests share theirs.
+    assert all(0 < row["ours"] < 100 for row in rows), rows
+
+
+WRONG_KERNELS = """
+import sys
+import torch, triton, triton.language as tl
+from mindllm_engine.kernels.launch import Program
+from benchmarks import {gate} as gate, machine_code, operator_cases
+
+@triton.jit
+def _kernel(x_ptr, y_ptr, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    {body}
+
+def operator(x):
+    Program(_kernel, num_warps=1, WIDTH=x.shape[1], BLOCK=4096)((x.shape[0], 1, 1), x, torch.empty_like(x), x.stride(0))
+    return x
+
+case = operator_cases.OperatorCase(
+    "wrong", "3B", 2560, lambda tokens, device, dtype: (torch.empty(tokens, 2560, device=device, dtype=dtype),),
+    operator, operator, lambda tokens, size: 1, None)
+gate.model_cases = machine_code.model_cases = lambda: [case]
+machine_code.sweep_cases = lambda: []
+sys.argv = ["gate"]
+sys.exit(gate.main())
+"""
+NARROW = """columns = columns * 2
+    x = tl.load(x_ptr + row.to(tl.int64) * stride + columns, mask=columns < WIDTH)
+    tl.store(y_ptr + row.to(tl.int64) * stride + columns, x, mask=columns < WIDTH)"""
+SPILLING = """total = tl.zeros((BLOCK,), tl.float32)
+    held = tl.load(x_ptr + columns).to(tl.float32)
+    other = tl.load(x_ptr + columns + BLOCK).to(tl.float32)
+    for i in range(0, stride):
+        new = tl.load(x_ptr + i * BLOCK + columns).to(tl.float32)
+        total += new * held + tl.sum(new * other, axis=0)
+    tl.store(y_ptr + columns, total)"""
+OVERFLOWING = """x = tl.load(x_ptr + row * stride + columns, mask=columns < WIDTH)
+    tl.store(y_ptr + row * stride + columns, x, mask=columns < WIDTH)"""
+
+
+@pytest.mark.parametrize(
+    ("gate", "body", "finding"),
+    [
+        ("machine_code", NARROW, "narrow loads"),
+        ("machine_code", SPILLING, "spills"),
+        ("address_arithmetic", OVERFLOWING, "may reach"),
+    ],
+    ids=["narrow", "spilling", "overflowing"],
+)
+def test_gates_find_wrong_kernels(gate: str, body: str, finding: str, tmp_path: Path) -> None:
+    program = tmp_path / "wrong.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + WRONG_KERNELS.format(gate=gate, body=body))
+    done = run(str(program), cwd=tmp_path)
+    assert finding in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1
