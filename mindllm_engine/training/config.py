@@ -86,6 +86,13 @@ class RunConfig:
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     corpus: CorpusConfig | None = None
+    kernels: Literal["auto", "triton", "reference"] = "auto"
+    """What operators run on: Triton kernels, or their PyTorch references; `auto` is Triton on a GPU."""
+    attention: Literal["auto", "flash_attention_3", "flash_attn", "varlen", "sdpa", "reference"] = "auto"
+    """What attention runs on; `auto` is the fastest that is installed and serves the case, and the log says which."""
+    deterministic: bool = False
+    """Give the same bits in every run on the same machine, where that costs speed (attention's backward, cuBLAS). What
+    is ours is deterministic in any case."""
 
     def validate(self, world_size: int) -> None:
         """Raises `ConfigError` naming the first key whose value is impossible, alone or with another."""

@@ -22,6 +22,7 @@ from mindllm_engine.training.setup import (
     check_run_folder,
     checkpoint_state,
     open_data,
+    select_implementations,
 )
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
 
@@ -33,6 +34,7 @@ def pretrain(config: RunConfig) -> None:
         MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
     """
     check_before_data(config, environment_world().world_size)
+    select_implementations(config)
     data = open_data(config)
     checkpoint = check_run_folder(config, data)
     run = None

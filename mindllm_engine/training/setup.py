@@ -4,6 +4,7 @@
 starts.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
 from mindllm_engine.distributed.process_group import World, any_rank
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
+from mindllm_engine.kernels.attention import select_attention
+from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.flat_parameters import FlatParameters
@@ -127,6 +130,20 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
         raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
     if checkpoint is None and config.run.init_from is not None:
         find_checkpoint(Path(config.run.init_from))
+
+
+def select_implementations(config: RunConfig) -> None:
+    """What operators and attention run on, for this process. Comes before anything touches the GPU.
+
+    Raises:
+        ConfigError: this machine has not what is asked for.
+    """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every operator writes all that it allocates
+    select_kernels(config.kernels)
+    select_attention(config.attention, config.deterministic)
 
 
 def check_run_folder(config: RunConfig, data: Data) -> Path | None:
