@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
+from mindllm_engine.kernels.rotary import rotary, rotary_table
 
 EPS = 1e-5
 # DeepNorm's alpha of 32 layers.
 ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
+HEAD_DIM_3B, POSITIONS_3B = 128, 2048
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 Make = Callable[[int, torch.device, torch.dtype], tuple[Any, ...]]
@@ -34,7 +36,7 @@ class OperatorCase:
         width: elements of a row of its main input.
         make: (tokens, device, dtype) -> arguments of `ours` and `eager`; floating-point ones that want a gradient
             require it.
-        ours: the operator; returns a tensor or a tuple of tensors, the first of which backward starts from.
+        ours: the operator; returns a tensor or a tuple of tensors, from all of which backward starts.
         eager: the same in plain PyTorch.
         forward_bytes, backward_bytes: (tokens, bytes an element) -> least traffic; None where there is no backward.
         flops: (tokens) -> operations of forward and backward where matrix products bound the operator.
@@ -99,11 +101,46 @@ def deepnorm_residual_case(shape: str, width: int) -> OperatorCase:
     )
 
 
+def rotary_case(shape: str, hidden: int) -> OperatorCase:
+    """Queries and keys are read and written in place, 4 bytes an element in bf16; so are all gradients, in backward."""
+
+    def make(tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+        leaf = torch.randn(tokens, 3 * hidden // HEAD_DIM_3B, HEAD_DIM_3B, device=device, dtype=dtype).requires_grad_()
+        positions = torch.arange(tokens, device=device) % POSITIONS_3B
+        # Not a leaf, as a projection's output is none: only then is it rotated in place.
+        return leaf.clone(), positions, rotary_table(POSITIONS_3B, HEAD_DIM_3B, 10000.0, device)
+
+    return OperatorCase(
+        operator="rotary",
+        shape=shape,
+        width=3 * hidden,
+        make=make,
+        ours=rotary,
+        eager=eager_rotary,
+        forward_bytes=lambda tokens, size: 4 * tokens * hidden * size,
+        backward_bytes=lambda tokens, size: 6 * tokens * hidden * size,
+    )
+
+
+def eager_rotary(qkv: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As Transformers' Llama does it: `x cos + rotate_half(x) sin` in the dtype of `qkv`."""
+    cos, sin = (part.repeat(1, 2).to(qkv.dtype)[:, None] for part in table[positions].chunk(2, dim=-1))
+    q, k, v = qkv.chunk(3, dim=1)
+    return rotate_half(q, cos, sin), rotate_half(k, cos, sin), v
+
+
+def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` (tokens, heads, head_dim), rotated."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
         rms_norm_case("3B", HIDDEN_3B),
         deepnorm_residual_case("3B", HIDDEN_3B),
+        rotary_case("3B", HIDDEN_3B),
     ]
 
 

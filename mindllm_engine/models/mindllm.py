@@ -216,9 +216,8 @@ class MindLLMLayer(nn.Module):
     ) -> Tensor:
         """(T, hidden) to (T, hidden); the arguments are those of `MindLLM.forward`."""
         config = self.config
-        qkv = F.linear(x, self.qkv).view(-1, 3, config.n_heads, config.head_dim)  # (T, 3, heads, head_dim)
-        q, k, v = qkv.unbind(1)
-        q, k = rotary(q, k, positions, table)
+        qkv = F.linear(x, self.qkv).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
+        q, k, v = rotary(qkv, positions, table)
         if cache is not None:
             k, v = cache.append(self.index, k, v)
         heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k)  # (T, heads, head_dim)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
+from mindllm_engine.kernels.rotary import rotary, rotary_table
 
 ROWS, WIDTH = 5, 24
 Case = Callable[[str, torch.dtype], tuple[Any, ...]]
@@ -20,6 +21,10 @@ def tensor(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
 
 def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
     return lambda device, dtype: torch.rand(shape, device=device) + 0.5
+
+
+def places(count: int) -> Callable[[str, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.arange(count, device=device).flip(0)
 
 
 # Arguments of each registered operator: values, or functions of device and dtype.
@@ -36,6 +41,15 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         1.7,
     ),
     "sum_rows": (statistic(ROWS, WIDTH), torch.float32),
+    "rotary": (tensor(ROWS, 4, 8), places(ROWS), statistic(ROWS, 8), 1, False),
+    "rotary_backward": (
+        tensor(ROWS, 2, 8),
+        tensor(ROWS, 1, 8),
+        tensor(ROWS, 1, 8),
+        places(ROWS),
+        statistic(ROWS, 8),
+        True,
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -44,6 +58,12 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "deepnorm_residual": (
         lambda x, f, w: deepnorm_residual_and_sum(x, f, w, 1.7, 1e-5),
         [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,)],
+    ),
+    "rotary": (
+        lambda qkv: rotary(
+            qkv, torch.arange(ROWS, device=qkv.device), rotary_table(ROWS, 8, 10000.0, qkv.device), kv_heads=1
+        ),
+        [(ROWS, 4, 8)],
     ),
 }
 
