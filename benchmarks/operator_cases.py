@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.geglu import geglu, geglu_split
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 
@@ -20,6 +22,7 @@ EPS = 1e-5
 ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
 HEAD_DIM_3B, POSITIONS_3B = 128, 2048
+FFN = 8192  # of both networks
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 Make = Callable[[int, torch.device, torch.dtype], tuple[Any, ...]]
@@ -135,12 +138,58 @@ def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def geglu_case(shape: str, ffn: int, approximate: str) -> OperatorCase:
+    """6 and 10 bytes an element of the output in bf16; gate and up in one tensor."""
+    return OperatorCase(
+        operator="geglu",
+        shape=f"{shape} {approximate}",
+        width=2 * ffn,
+        make=lambda tokens, device, dtype: tuple(activations(1, 2 * ffn)(tokens, device, dtype)),
+        ours=lambda gate_up: geglu(gate_up, approximate),
+        eager=lambda gate_up: F.gelu(gate_up[:, :ffn], approximate=approximate) * gate_up[:, ffn:],
+        forward_bytes=lambda tokens, size: 3 * tokens * ffn * size,
+        backward_bytes=lambda tokens, size: 5 * tokens * ffn * size,
+    )
+
+
+def geglu_split_case(shape: str, ffn: int) -> OperatorCase:
+    """As `geglu`, with gate and up in two tensors."""
+    return OperatorCase(
+        operator="geglu_split",
+        shape=shape,
+        width=ffn,
+        make=lambda tokens, device, dtype: tuple(activations(2, ffn)(tokens, device, dtype)),
+        ours=geglu_split,
+        eager=lambda gate, up: F.gelu(gate, approximate="tanh") * up,
+        forward_bytes=lambda tokens, size: 3 * tokens * ffn * size,
+        backward_bytes=lambda tokens, size: 5 * tokens * ffn * size,
+    )
+
+
+def bias_gelu_case(shape: str, ffn: int) -> OperatorCase:
+    """4 and 6 bytes an element in bf16."""
+    return OperatorCase(
+        operator="bias_gelu",
+        shape=shape,
+        width=ffn,
+        make=lambda tokens, device, dtype: (*activations(1, ffn)(tokens, device, dtype), vector(ffn, device, dtype)),
+        ours=bias_gelu,
+        eager=lambda x, bias: F.gelu(x + bias, approximate="tanh"),
+        forward_bytes=lambda tokens, size: 2 * tokens * ffn * size,
+        backward_bytes=lambda tokens, size: 3 * tokens * ffn * size,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
         rms_norm_case("3B", HIDDEN_3B),
         deepnorm_residual_case("3B", HIDDEN_3B),
         rotary_case("3B", HIDDEN_3B),
+        geglu_case("3B", FFN, "tanh"),
+        geglu_case("3B", FFN, "none"),
+        geglu_split_case("3B", FFN),
+        bias_gelu_case("1.3B", FFN),
     ]
 
 

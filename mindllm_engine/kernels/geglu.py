@@ -1,85 +1,265 @@
-"""GeGLU, the gated feed-forward activation `gelu(gate) * up` (arXiv 2002.05202, equation 6)."""
+"""GeGLU, the gated feed-forward activation `gelu(gate) * up` (arXiv 2002.05202, equation 6).
 
-import math
+Bytes an element of the output in bf16: the forward reads gate and up and writes the output, 6; the backward reads gate,
+up and the output's gradient and writes two gradients, 10. Memory bandwidth bounds both: the GELU is computed again in
+the backward, and nothing but the inputs is kept for it.
+
+Within, `parts` are the inputs: one tensor that holds gate and up, or two.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mindllm_engine.kernels.backend import use_triton
+from mindllm_engine.kernels.gelu import (
+    check_form,
+    gelu,
+    gelu_and_derivative,
+    refuse_second_backward,
+    squash,
+    take_over,
+    twice_derivative,
+)
+from mindllm_engine.kernels.launch import launch
+from mindllm_engine.kernels.operator import Operator
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
+from mindllm_engine.kernels.rows import as_rows, wide_type
 
-# gelu(x) = x / 2 * (1 + tanh(SLOPE * (x + CUBIC * x^3))), the tanh form of arXiv 1606.08415, section 2.
-SLOPE = math.sqrt(2 / math.pi)
-CUBIC = 0.044715
+# The most columns that a program takes, of one row, and its columns a thread: one 128-bit vector of bf16 from each
+# tensor. Of two vectors the compiler loads the second after the arithmetic on the first, and fewer warps are resident.
+BLOCK = 1024
+THREAD_COLUMNS = 8
 
 
-def geglu(gate_up: Tensor, approximate: str = "tanh") -> Tensor:
-    """`gelu(gate) * up`, where `gate_up` is (..., 2 * ffn) with the gate first; the result is (..., ffn).
+def geglu(gate_up: Tensor, approximate: str = "tanh", *, overwrite: bool = False) -> Tensor:
+    """`gelu(gate) * up` of both projections in one tensor.
 
-    `approximate` is "tanh" or "none" (the erf form), as in `torch.nn.functional.gelu`. The tanh form is computed in
-    fp32 (fp64 for fp64 inputs) and rounded once.
+    Args:
+        gate_up: (..., 2 * ffn) of any float dtype, the gate first.
+        approximate: the form of the GELU, "tanh" or "none" (erf), as in `torch.nn.functional.gelu`.
+        overwrite: let the backward write the gradient over the memory of `gate_up` instead of allocating its own. The
+            caller promises that nobody needs `gate_up` once the backward has begun; a second backward through a
+            retained graph raises RuntimeError. Compiled graphs ignore it, as do inputs with elements that share memory.
+
+    Returns (..., ffn) in the dtype of `gate_up`, computed in fp32 (fp64 for fp64 inputs) and rounded once.
     """
-    if gate_up.shape[-1] % 2:
-        raise ValueError(f"geglu needs an even last dimension, got {gate_up.shape[-1]}")
-    if approximate == "tanh":
-        return _GeGLU.apply(gate_up)
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.gelu(gate, approximate=approximate) * up
+    check_form(approximate)
+    if gate_up.ndim == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"geglu needs an even last dimension, got the shape {tuple(gate_up.shape)}")
+    return _GeGLU.apply(approximate, overwrite and not torch.compiler.is_compiling(), gate_up)
+
+
+def geglu_split(gate: Tensor, up: Tensor, approximate: str = "tanh", *, overwrite: bool = False) -> Tensor:
+    """`gelu(gate) * up` of two tensors (..., ffn), which may be strided; else as `geglu`.
+
+    With `overwrite` the gradients lie in the memory of `gate` and of `up`, which must have no element in common.
+    """
+    check_form(approximate)
+    if gate.ndim == 0 or gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ValueError(
+            f"gate and up must agree, got {tuple(gate.shape)} {gate.dtype} and {tuple(up.shape)} {up.dtype}"
+        )
+    return _GeGLU.apply(approximate, overwrite and not torch.compiler.is_compiling(), gate, up)
 
 
 class _GeGLU(torch.autograd.Function):
-    """Forward reads gate_up (2F a row) and writes F; backward reads 3F and writes 2F, with the tanh computed again."""
-
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        rows = gate_up.reshape(-1, gate_up.shape[-1])  # (rows, 2 * ffn)
-        ffn = rows.shape[1] // 2
-        out = torch.empty(*gate_up.shape[:-1], ffn, dtype=gate_up.dtype, device=gate_up.device)
-        out_rows = out.view(-1, ffn)
-        block = rows_per_block(rows.shape[0], ffn, rows.device)
-        scratch = torch.empty(3, block, ffn, dtype=statistics_dtype(rows.dtype), device=rows.device)
-        for part in row_blocks(rows.shape[0], block):
-            x, up, tanh = scratch[:, : part.stop - part.start]
-            x.copy_(rows[part, :ffn])
-            up.copy_(rows[part, ffn:])
-            _tanh_of_gate(x, tanh)
-            # x/2 * (1 + tanh) * up
-            out_rows[part] = torch.addcmul(x, x, tanh, out=tanh).mul_(0.5).mul_(up)
-        ctx.save_for_backward(gate_up)
+    def forward(ctx: Any, approximate: str, overwrite: bool, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(*parts)
+        ctx.approximate, ctx.overwrite, ctx.triton = approximate, overwrite, use_triton(parts[0])
+        if ctx.triton:
+            return _forward_operator(parts, approximate)
+        out = _allocate_forward(parts, approximate)
+        _reference_forward(*_gate_and_up(parts), out, approximate)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
-        """With t = tanh(u): gelu' = (1 + t) / 2 + x/2 * (1 - t^2) * u', and u' = SLOPE * (1 + 3 * CUBIC * x^2)."""
-        (gate_up,) = ctx.saved_tensors
-        rows = gate_up.reshape(-1, gate_up.shape[-1])
-        ffn = rows.shape[1] // 2
-        grad_rows = grad_out.reshape(-1, ffn)
-        grad_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
-        grad_gate_up_rows = grad_gate_up.view(rows.shape)
-        block = rows_per_block(rows.shape[0], ffn, rows.device)
-        scratch = torch.empty(5, block, ffn, dtype=statistics_dtype(rows.dtype), device=rows.device)
-        for part in row_blocks(rows.shape[0], block):
-            x, tanh, grad, a, b = scratch[:, : part.stop - part.start]
-            x.copy_(rows[part, :ffn])
-            grad.copy_(grad_rows[part])
-            _tanh_of_gate(x, tanh)
-            half = grad.mul_(0.5)  # every term of both gradients has a factor of a half
-            torch.addcmul(x, x, tanh, out=a)  # x * (1 + t) = 2 * gelu(x)
-            grad_gate_up_rows[part, ffn:] = torch.mul(a, half, out=b)
-            # 2 * gelu' = 1 + t + x * (1 - t^2) * u' = (1 + t) * (1 + x * u' * (1 - t))
-            torch.mul(x, x, out=a).mul_(3 * CUBIC * SLOPE).add_(SLOPE).mul_(x)  # x * u'
-            torch.addcmul(a, a, tanh, value=-1, out=b).add_(1)
-            b.addcmul_(b, tanh)
-            half.mul_(x.copy_(rows[part, ffn:]))  # x is no longer needed: it holds up
-            grad_gate_up_rows[part, :ffn] = b.mul_(half)
-        return grad_gate_up
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.overwrite:
+            refuse_second_backward(ctx, "geglu")
+        parts = ctx.saved_tensors
+        if ctx.triton and not ctx.overwrite:
+            return None, None, *_backward_operator(grad_out, parts, ctx.approximate)
+        grads = take_over(ctx, *parts) if ctx.overwrite else _allocate_backward(grad_out, parts, ctx.approximate)
+        compute = _launch_backward if ctx.triton else _reference_backward
+        compute(grad_out, *_gate_and_up(parts), *_gate_and_up(grads), ctx.approximate)
+        return None, None, *grads
 
 
-def _tanh_of_gate(x: Tensor, out: Tensor) -> None:
-    """out = tanh(SLOPE * (x + CUBIC * x^3)), without a temporary."""
-    torch.mul(x, x, out=out)
-    torch.addcmul(x, out, x, value=CUBIC, out=out).mul_(SLOPE).tanh_()
+def _gate_and_up(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    gate, up = parts[0].chunk(2, dim=-1) if len(parts) == 1 else parts
+    return gate, up
+
+
+def _reference_forward(gate: Tensor, up: Tensor, out: Tensor, approximate: str) -> None:
+    """In PyTorch, a block of rows at a time."""
+    ffn = out.shape[-1]
+    gate_rows, up_rows, out_rows = (x.reshape(-1, ffn) for x in (gate, up, out))
+    block = rows_per_block(out_rows.shape[0], ffn, out.device)
+    scratch = torch.empty(3, block, ffn, dtype=statistics_dtype(out.dtype), device=out.device)
+    for part in row_blocks(out_rows.shape[0], block):
+        x, y, t = scratch[:, : part.stop - part.start]
+        x.copy_(gate_rows[part])
+        y.copy_(up_rows[part])
+        squash(x, approximate, out=t)
+        # x/2 * (1 + t) * up
+        out_rows[part] = torch.addcmul(x, x, t, out=t).mul_(0.5).mul_(y)
+
+
+def _reference_backward(
+    grad_out: Tensor, gate: Tensor, up: Tensor, grad_gate: Tensor, grad_up: Tensor, approximate: str
+) -> None:
+    """In PyTorch, a block of rows at a time; a block is read before its gradients are written."""
+    ffn = gate.shape[-1]
+    gate_rows, up_rows, grad_rows = (x.reshape(-1, ffn) for x in (gate, up, grad_out))
+    grad_gate_rows, grad_up_rows = (x.view(-1, ffn) for x in (grad_gate, grad_up))
+    block = rows_per_block(gate_rows.shape[0], ffn, gate.device)
+    scratch = torch.empty(5, block, ffn, dtype=statistics_dtype(gate.dtype), device=gate.device)
+    for part in row_blocks(gate_rows.shape[0], block):
+        x, t, grad, a, b = scratch[:, : part.stop - part.start]
+        x.copy_(gate_rows[part])
+        grad.copy_(grad_rows[part])
+        squash(x, approximate, out=t)
+        half = grad.mul_(0.5)  # every term of both gradients has a factor of a half
+        twice_derivative(x, t, approximate, scratch=a, out=b)
+        torch.addcmul(x, x, t, out=a)  # x * (1 + t) = 2 * gelu(x)
+        x.copy_(up_rows[part])  # x is no longer needed: it holds up
+        grad_up_rows[part] = a.mul_(half)
+        grad_gate_rows[part] = b.mul_(half.mul_(x))
+
+
+def _run_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
+    out = _allocate_forward(parts, approximate)
+    gate, up = (as_rows(x) for x in _gate_and_up(parts))
+    width = out.shape[-1]
+    block, num_warps = _tile(width)
+    launch(
+        _forward_kernel,
+        (gate.shape[0] * triton.cdiv(width, block),),
+        gate,
+        up,
+        out,
+        gate.stride(0),
+        up.stride(0),
+        WIDTH=width,
+        TANH=approximate == "tanh",
+        WIDE=wide_type(out.dtype),
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+    return out
+
+
+def _allocate_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
+    first = parts[0]
+    ffn = first.shape[-1] * len(parts) // 2
+    return torch.empty(*first.shape[:-1], ffn, dtype=first.dtype, device=first.device)
+
+
+def _run_backward(grad_out: Tensor, parts: Sequence[Tensor], approximate: str) -> list[Tensor]:
+    grads = _allocate_backward(grad_out, parts, approximate)
+    _launch_backward(grad_out, *_gate_and_up(parts), *_gate_and_up(grads), approximate)
+    return grads
+
+
+def _allocate_backward(grad_out: Tensor, parts: Sequence[Tensor], approximate: str) -> list[Tensor]:
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in parts]
+
+
+def _launch_backward(
+    grad_out: Tensor, gate: Tensor, up: Tensor, grad_gate: Tensor, grad_up: Tensor, approximate: str
+) -> None:
+    tensors = [as_rows(x) for x in (grad_out, gate, up, grad_gate, grad_up)]
+    rows, width = tensors[0].shape
+    block, num_warps = _tile(width)
+    launch(
+        _backward_kernel,
+        (rows * triton.cdiv(width, block),),
+        *tensors,
+        *(x.stride(0) for x in tensors),
+        WIDTH=width,
+        TANH=approximate == "tanh",
+        WIDE=wide_type(gate.dtype),
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """Columns and warps of a program."""
+    block = min(BLOCK, max(16, triton.next_power_of_2(width)))
+    return block, max(1, block // (32 * THREAD_COLUMNS))
+
+
+@triton.jit
+def _place(WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The program's row, its columns, and which of these exist. Programs follow each other as rows do in memory."""
+    blocks: tl.constexpr = tl.cdiv(WIDTH, BLOCK)
+    program = tl.program_id(0)
+    columns = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    return (program // blocks).to(tl.int64), columns, columns < WIDTH
+
+
+@triton.jit
+def _forward_kernel(
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    gate_stride,
+    up_stride,
+    WIDTH: tl.constexpr,
+    TANH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, columns, inside = _place(WIDTH, BLOCK)
+    gate = tl.load(gate_ptr + row * gate_stride + columns, mask=inside, other=0.0)
+    up = tl.load(up_ptr + row * up_stride + columns, mask=inside, other=0.0)
+    out = gelu(gate.to(WIDE), TANH) * up.to(WIDE)
+    tl.store(out_ptr + row * WIDTH + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_out_ptr,
+    gate_ptr,
+    up_ptr,
+    grad_gate_ptr,
+    grad_up_ptr,
+    grad_out_stride,
+    gate_stride,
+    up_stride,
+    grad_gate_stride,
+    grad_up_stride,
+    WIDTH: tl.constexpr,
+    TANH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Reads all that it reads before it writes: the gradients may lie over gate and up."""
+    row, columns, inside = _place(WIDTH, BLOCK)
+    gate = tl.load(gate_ptr + row * gate_stride + columns, mask=inside, other=0.0)
+    up = tl.load(up_ptr + row * up_stride + columns, mask=inside, other=0.0)
+    grad = tl.load(grad_out_ptr + row * grad_out_stride + columns, mask=inside, other=0.0).to(WIDE)
+    activation, derivative = gelu_and_derivative(gate.to(WIDE), TANH)
+    grad_gate = grad * up.to(WIDE) * derivative
+    grad_up = grad * activation
+    dtype = grad_gate_ptr.dtype.element_ty
+    tl.store(grad_gate_ptr + row * grad_gate_stride + columns, grad_gate.to(dtype), mask=inside)
+    tl.store(grad_up_ptr + row * grad_up_stride + columns, grad_up.to(dtype), mask=inside)
+
+
+_forward_operator = Operator("geglu", "(Tensor[] parts, str approximate) -> Tensor", _run_forward, _allocate_forward)
+_backward_operator = Operator(
+    "geglu_backward",
+    "(Tensor grad_out, Tensor[] parts, str approximate) -> Tensor[]",
+    _run_backward,
+    _allocate_backward,
+)

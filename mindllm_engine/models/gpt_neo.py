@@ -190,7 +190,8 @@ class GPTNeoLayer(nn.Module):
         heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=self.window, scale=1.0)
         x = x + F.linear(heads.flatten(1), self.attention_out, self.attention_out_bias)
         normed = layer_norm(x, self.ffn_norm_weight, self.ffn_norm_bias, config.norm_eps)
-        inner = bias_gelu(F.linear(normed, self.ffn_in), self.ffn_in_bias)
+        # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
+        inner = bias_gelu(F.linear(normed, self.ffn_in), self.ffn_in_bias, overwrite=True)
         return x + F.linear(inner, self.ffn_out, self.ffn_out_bias)
 
 

@@ -223,5 +223,6 @@ class MindLLMLayer(nn.Module):
         heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k)  # (T, heads, head_dim)
         branch = F.linear(heads.flatten(1), self.attention_out)
         x = deepnorm_residual(x, branch, self.attention_norm, config.deepnorm_alpha, config.norm_eps)
-        branch = F.linear(geglu(F.linear(x, self.gate_up)), self.ffn_out)
+        # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
+        branch = F.linear(geglu(F.linear(x, self.gate_up), overwrite=True), self.ffn_out)
         return deepnorm_residual(x, branch, self.ffn_norm, config.deepnorm_alpha, config.norm_eps)

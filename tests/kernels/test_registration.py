@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.geglu import geglu, geglu_split
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 
@@ -17,6 +19,10 @@ Case = Callable[[str, torch.dtype], tuple[Any, ...]]
 
 def tensor(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
     return lambda device, dtype: torch.randn(shape, device=device).to(dtype)
+
+
+def tensors(*shapes: tuple[int, ...]) -> Callable[[str, torch.dtype], list[Tensor]]:
+    return lambda device, dtype: [tensor(*shape)(device, dtype) for shape in shapes]
 
 
 def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
@@ -50,6 +56,10 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         statistic(ROWS, 8),
         True,
     ),
+    "geglu": (tensors((ROWS, 2 * WIDTH)), "tanh"),
+    "geglu_backward": (tensor(ROWS, WIDTH), tensors((ROWS, WIDTH), (ROWS, WIDTH)), "none"),
+    "bias_gelu": (tensor(ROWS, WIDTH), tensor(WIDTH)),
+    "bias_gelu_backward": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH)),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -65,6 +75,9 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         ),
         [(ROWS, 4, 8)],
     ),
+    "geglu": (lambda gate_up: geglu(gate_up.clone(), overwrite=True), [(ROWS, 2 * WIDTH)]),
+    "geglu_split": (lambda gate, up: geglu_split(gate, up, "none"), [(ROWS, WIDTH), (ROWS, WIDTH)]),
+    "bias_gelu": (lambda x, bias: bias_gelu(x.clone(), bias, overwrite=True), [(ROWS, WIDTH), (WIDTH,)]),
 }
 
 
