@@ -7,6 +7,7 @@ A program takes a tile of columns and a few rows at a time. The backward's progr
 go on through the rows and keep the sum of dx over theirs, for the bias, in registers.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
 from mindllm_engine.kernels.gelu import gelu, gelu_and_derivative, refuse_second_backward, take_over
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rows import RowTile, as_rows, main_grad, resident_programs, sum_rows, wide_type
 
@@ -48,7 +49,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, overwrite: bool = False) -> Tensor:
         raise ValueError(f"a bias for the last dimension of {tuple(x.shape)} cannot be {tuple(bias.shape)}")
     if not use_triton(x):
         return F.gelu(x + bias, approximate="tanh").to(x.dtype)
-    return _BiasGELU.apply(x, bias, overwrite and not torch.compiler.is_compiling(), main_grad(bias))
+    return _apply_bias_gelu(x, bias, overwrite and not torch.compiler.is_compiling(), main_grad(bias))
 
 
 class _BiasGELU(torch.autograd.Function):
@@ -73,25 +74,16 @@ class _BiasGELU(torch.autograd.Function):
         return grad_x, sum_rows(partial, bias.dtype, ctx.into), None, None
 
 
+_apply_bias_gelu = differentiable(_BiasGELU)
+
+
 def _run_forward(x: Tensor, bias: Tensor) -> Tensor:
     y = _allocate_forward(x, bias)
     x_rows = as_rows(x)
     rows, width = x_rows.shape
-    tile = _tile(width)
-    launch(
-        _forward_kernel,
-        (triton.cdiv(rows, FORWARD_ROWS) * triton.cdiv(width, tile.block),),
-        x_rows,
-        bias,
-        y,
-        x_rows.stride(0),
-        rows,
-        WIDTH=width,
-        WIDE=wide_type(x.dtype),
-        ROWS=FORWARD_ROWS,
-        BLOCK=tile.block,
-        num_warps=tile.num_warps,
-    )
+    program = _forward_program(width, x.dtype)
+    grid = (triton.cdiv(rows, FORWARD_ROWS) * triton.cdiv(width, program.constants["BLOCK"]), 1, 1)
+    program(grid, x_rows, bias, y, x_rows.stride(0), rows)
     return y
 
 
@@ -122,21 +114,23 @@ def _allocate_partial(x: Tensor) -> Tensor:
 def _launch_backward(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, partial: Tensor) -> None:
     tensors = [as_rows(value) for value in (grad_y, x, grad_x)]
     rows, width = tensors[0].shape
+    program = _backward_program(width, x.dtype)
+    grid = (triton.cdiv(width, program.constants["BLOCK"]), partial.shape[0], 1)
+    program(grid, *tensors, bias, partial, *(value.stride(0) for value in tensors), rows)
+
+
+@cache
+def _forward_program(width: int, dtype: torch.dtype) -> Program:
     tile = _tile(width)
-    launch(
-        _backward_kernel,
-        (triton.cdiv(width, tile.block), partial.shape[0]),
-        *tensors,
-        bias,
-        partial,
-        *(value.stride(0) for value in tensors),
-        rows,
-        WIDTH=width,
-        WIDE=wide_type(x.dtype),
-        ROWS=BACKWARD_ROWS,
-        BLOCK=tile.block,
-        num_warps=tile.num_warps,
-    )
+    constants = {"WIDTH": width, "WIDE": wide_type(dtype), "ROWS": FORWARD_ROWS, "BLOCK": tile.block}
+    return Program(_forward_kernel, tile.num_warps, **constants)
+
+
+@cache
+def _backward_program(width: int, dtype: torch.dtype) -> Program:
+    tile = _tile(width)
+    constants = {"WIDTH": width, "WIDE": wide_type(dtype), "ROWS": BACKWARD_ROWS, "BLOCK": tile.block}
+    return Program(_backward_kernel, tile.num_warps, **constants)
 
 
 def _tile(width: int) -> RowTile:

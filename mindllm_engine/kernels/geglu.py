@@ -8,6 +8,7 @@ Within, `parts` are the inputs: one tensor that holds gate and up, or two.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from mindllm_engine.kernels.gelu import (
     take_over,
     twice_derivative,
 )
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import as_rows, wide_type
 
@@ -52,7 +53,7 @@ def geglu(gate_up: Tensor, approximate: str = "tanh", *, overwrite: bool = False
     check_form(approximate)
     if gate_up.ndim == 0 or gate_up.shape[-1] % 2:
         raise ValueError(f"geglu needs an even last dimension, got the shape {tuple(gate_up.shape)}")
-    return _GeGLU.apply(approximate, overwrite and not torch.compiler.is_compiling(), gate_up)
+    return _apply_geglu(approximate, overwrite and not torch.compiler.is_compiling(), gate_up)
 
 
 def geglu_split(gate: Tensor, up: Tensor, approximate: str = "tanh", *, overwrite: bool = False) -> Tensor:
@@ -65,7 +66,7 @@ def geglu_split(gate: Tensor, up: Tensor, approximate: str = "tanh", *, overwrit
         raise ValueError(
             f"gate and up must agree, got {tuple(gate.shape)} {gate.dtype} and {tuple(up.shape)} {up.dtype}"
         )
-    return _GeGLU.apply(approximate, overwrite and not torch.compiler.is_compiling(), gate, up)
+    return _apply_geglu(approximate, overwrite and not torch.compiler.is_compiling(), gate, up)
 
 
 class _GeGLU(torch.autograd.Function):
@@ -91,6 +92,9 @@ class _GeGLU(torch.autograd.Function):
         compute = _launch_backward if ctx.triton else _reference_backward
         compute(grad_out, *_gate_and_up(parts), *_gate_and_up(grads), ctx.approximate)
         return None, None, *grads
+
+
+_apply_geglu = differentiable(_GeGLU)
 
 
 def _gate_and_up(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -138,22 +142,8 @@ def _reference_backward(
 def _run_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
     out = _allocate_forward(parts, approximate)
     gate, up = (as_rows(x) for x in _gate_and_up(parts))
-    width = out.shape[-1]
-    block, num_warps = _tile(width)
-    launch(
-        _forward_kernel,
-        (gate.shape[0] * triton.cdiv(width, block),),
-        gate,
-        up,
-        out,
-        gate.stride(0),
-        up.stride(0),
-        WIDTH=width,
-        TANH=approximate == "tanh",
-        WIDE=wide_type(out.dtype),
-        BLOCK=block,
-        num_warps=num_warps,
-    )
+    program, blocks = _program(_forward_kernel, out.shape[-1], out.dtype, approximate)
+    program((gate.shape[0] * blocks, 1, 1), gate, up, out, gate.stride(0), up.stride(0))
     return out
 
 
@@ -178,24 +168,17 @@ def _launch_backward(
 ) -> None:
     tensors = [as_rows(x) for x in (grad_out, gate, up, grad_gate, grad_up)]
     rows, width = tensors[0].shape
-    block, num_warps = _tile(width)
-    launch(
-        _backward_kernel,
-        (rows * triton.cdiv(width, block),),
-        *tensors,
-        *(x.stride(0) for x in tensors),
-        WIDTH=width,
-        TANH=approximate == "tanh",
-        WIDE=wide_type(gate.dtype),
-        BLOCK=block,
-        num_warps=num_warps,
-    )
+    program, blocks = _program(_backward_kernel, width, gate.dtype, approximate)
+    program((rows * blocks, 1, 1), *tensors, *(x.stride(0) for x in tensors))
 
 
-def _tile(width: int) -> tuple[int, int]:
-    """Columns and warps of a program."""
+@cache
+def _program(kernel: Any, width: int, dtype: torch.dtype, approximate: str) -> tuple[Program, int]:
+    """The program, and how many of them cover a row."""
     block = min(BLOCK, max(16, triton.next_power_of_2(width)))
-    return block, max(1, block // (32 * THREAD_COLUMNS))
+    num_warps = max(1, block // (32 * THREAD_COLUMNS))
+    flags = {"TANH": approximate == "tanh", "WIDE": wide_type(dtype), "BLOCK": block}
+    return Program(kernel, num_warps, WIDTH=width, **flags), triton.cdiv(width, block)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ other, and turns the first two. Forward writes over what it reads; backward turn
 values.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import wide_type
 
@@ -90,7 +90,7 @@ def rotary(
         raise ValueError(f"{tokens} tokens need as many integers, got {tuple(positions.shape)} {positions.dtype}")
     if table.ndim != 2 or table.shape[1] != head_dim:
         raise ValueError(f"heads of {head_dim} channels have no table of {tuple(table.shape)}")
-    return _Rotary.apply(qkv, positions, table, kv_heads, interleaved, _may_be_overwritten(qkv))
+    return _apply_rotary(qkv, positions, table, kv_heads, interleaved, _may_be_overwritten(qkv))
 
 
 def _may_be_overwritten(qkv: Tensor) -> bool:
@@ -129,6 +129,9 @@ class _Rotary(torch.autograd.Function):
         positions, table = ctx.saved_tensors
         grad_qkv = _backward_operator(grad_q, grad_k, grad_v, positions, table, ctx.interleaved)
         return grad_qkv, None, None, None, None, None
+
+
+_apply_rotary = differentiable(_Rotary)
 
 
 def _run_forward(qkv: Tensor, positions: Tensor, table: Tensor, kv_heads: int, interleaved: bool) -> Tensor:
@@ -227,36 +230,40 @@ def _launch(
     kv_heads = k.shape[1]
     written_heads = heads + kv_heads if v is None else heads + 2 * kv_heads
     q, k, v = (_with_adjacent_channels(x) for x in (q, k, k if v is None else v))
+    program = _program(heads, kv_heads, written_heads, out.shape[1], head_dim, direction, interleaved, q.dtype)
+    blocks = triton.cdiv(written_heads, program.constants["BLOCK_HEADS"])
+    strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
+    program((tokens * blocks, 1, 1), q, k, v, out, positions.contiguous(), table.contiguous(), *strides)
+
+
+@cache
+def _program(
+    heads: int,
+    kv_heads: int,
+    written_heads: int,
+    out_heads: int,
+    head_dim: int,
+    direction: int,
+    interleaved: bool,
+    dtype: torch.dtype,
+) -> Program:
     block_half = triton.next_power_of_2(head_dim // 2)
     block_heads = min(triton.next_power_of_2(written_heads), TILE_ELEMENTS // (2 * block_half))
     # In place, no element may lie with two threads: a tile has a pair of channels for each thread of a warp.
     block_heads = max(1, 32 // block_half, block_heads)
-    launch(
+    return Program(
         _rotary_kernel,
-        (tokens * triton.cdiv(written_heads, block_heads),),
-        q,
-        k,
-        v,
-        out,
-        positions.contiguous(),
-        table.contiguous(),
-        q.stride(0),
-        q.stride(1),
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
+        num_warps=max(1, min(8, 2 * block_heads * block_half // (32 * THREAD_ELEMENTS))),
         HEADS=heads,
         KV_HEADS=kv_heads,
         WRITTEN_HEADS=written_heads,
-        OUT_HEADS=out.shape[1],
+        OUT_HEADS=out_heads,
         HEAD_DIM=head_dim,
         DIRECTION=direction,
         INTERLEAVED=interleaved,
-        WIDE=wide_type(q.dtype),
+        WIDE=wide_type(dtype),
         BLOCK_HEADS=block_heads,
         BLOCK_HALF=block_half,
-        num_warps=max(1, min(8, 2 * block_heads * block_half // (32 * THREAD_ELEMENTS))),
     )
 
 
