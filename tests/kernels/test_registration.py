@@ -36,6 +36,17 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         1.7,
     ),
     "sum_rows": (statistic(ROWS, WIDTH), torch.float32),
+    "adamw": (
+        tensor(WIDTH),
+        statistic(WIDTH),
+        tensor(WIDTH),
+        statistic(WIDTH),
+        statistic(WIDTH),
+        statistic(),
+        7,
+        *(1e-3, 1e-2, 1.5, 0.9, 0.95, 1e-8),
+    ),
+    "square_norm": (statistic(WIDTH),),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
