@@ -91,8 +91,8 @@ def add_gradients_to_main(parameter: nn.Parameter, main_grad: Tensor) -> None:
     """Each time backward has finished `parameter.grad`, add it to `main_grad` (fp32) and let it go."""
 
     def accumulate(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        main_grad.add_(parameter.grad)
-        parameter.grad = None
+        if parameter.grad is not None:  # None where all operators have added theirs to the main gradient
+            main_grad.add_(parameter.grad)
+            parameter.grad = None
 
     parameter.register_post_accumulate_grad_hook(accumulate)

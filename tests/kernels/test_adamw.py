@@ -256,6 +256,19 @@ def test_the_kernel_splits_as_the_reference_does(triton_kernels: None, device: s
     assert torch.equal(param.isnan(), weights.isnan() | weights.isinf())
 
 
+@pytest.mark.usefixtures("implementation")
+def test_a_nan_of_any_bits_stays_one_in_the_parameter(device: str) -> None:
+    """0x7FFFFFFF, which a GPU gives, is a half away from the bits of -0, and 0x7F800001 from those of infinity."""
+    bits = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device)
+    upper = (bits + 0x8000) >> 16
+    param, extra_bits = upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << 16)).to(torch.int16)
+    assert not param.isnan().any()
+    slices = [param, extra_bits, *(torch.ones(4, device=device) for _ in range(3))]
+    adamw(*slices, **CONSTANTS, decayed=4, step=1, grad_scale=torch.ones((), device=device))
+    assert param.isnan().all()
+    assert join_master(param, extra_bits).isnan().all()
+
+
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
