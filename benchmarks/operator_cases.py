@@ -152,7 +152,7 @@ def adamw_in_torch(
     """What `adamw` does to a slice whose first half decays, a pass over memory for each operation."""
     split = master.dtype == torch.int16
     weights = join_master(param, master) if split else master
-    g = grad * grad_scale
+    g = grad.float() * grad_scale
     m.lerp_(g, 1 - betas[0])
     v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
     weights[: param.numel() // 2].mul_(1 - lr * weight_decay)
