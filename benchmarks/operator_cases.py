@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mindllm_engine.kernels.adamw import adamw, join_master, split_master
 from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.geglu import geglu, geglu_split
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
+from mindllm_engine.kernels.square_norm import square_norm
 
 EPS = 1e-5
 # DeepNorm's alpha of 32 layers.
@@ -24,6 +26,8 @@ HIDDEN_3B, HIDDEN_1B = 2560, 2048
 HEAD_DIM_3B, POSITIONS_3B = 128, 2048
 FFN = 8192  # of both networks
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+# Parameters that the optimizer's cases update, a token.
+PARAMETERS = 8192
 
 Make = Callable[[int, torch.device, torch.dtype], tuple[Any, ...]]
 Bytes = Callable[[int, int], int]
@@ -180,6 +184,82 @@ def bias_gelu_case(shape: str, ffn: int) -> OperatorCase:
     )
 
 
+def adamw_case(shape: str, grad_dtype: torch.dtype, split: bool) -> OperatorCase:
+    """30 bytes an element with an fp32 gradient and bf16 parameters, 2 less with a bf16 gradient.
+
+    `split` keeps the master weights as bf16 parameters (whatever the dtype asked for) and 16 extra bits: 28 bytes.
+    """
+    constants = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 100}
+
+    def make(tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        elements = tokens * PARAMETERS
+        master, grad, m = (torch.randn(elements, device=device) for _ in range(3))
+        v, grad_scale = torch.rand(elements, device=device), torch.ones((), device=device)
+        param, extra_bits = split_master(master)
+        if split:
+            return param, extra_bits, grad.to(grad_dtype), m, v, grad_scale
+        return master.to(dtype), master, grad.to(grad_dtype), m, v, grad_scale
+
+    def ours(param: Tensor, *others: Tensor) -> Tensor:
+        adamw(param, *others[:-1], decayed=param.numel() // 2, grad_scale=others[-1], **constants)
+        return param
+
+    return OperatorCase(
+        operator="adamw",
+        shape=shape,
+        width=PARAMETERS,
+        make=make,
+        ours=ours,
+        eager=lambda *tensors: adamw_in_torch(*tensors, **constants),
+        forward_bytes=lambda tokens, size: tokens * PARAMETERS * (24 + grad_dtype.itemsize + (0 if split else size)),
+        backward_bytes=None,
+    )
+
+
+def adamw_in_torch(
+    param: Tensor,
+    master: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad_scale: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> Tensor:
+    """What `adamw` does to a slice whose first half decays, a pass over memory for each operation."""
+    split = master.dtype == torch.int16
+    weights = join_master(param, master) if split else master
+    g = grad.float() * grad_scale
+    m.lerp_(g, 1 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+    weights[: param.numel() // 2].mul_(1 - lr * weight_decay)
+    denominator = v.sqrt().div_((1 - betas[1] ** step) ** 0.5).add_(eps)
+    weights.addcdiv_(m, denominator, value=-lr / (1 - betas[0] ** step))
+    if split:
+        rounded, extra_bits = split_master(weights)
+        master.copy_(extra_bits)
+        return param.copy_(rounded)
+    return param.copy_(weights)
+
+
+def square_norm_case() -> OperatorCase:
+    """4 bytes an element: the main gradient, fp32 whatever the activations."""
+    return OperatorCase(
+        operator="square_norm",
+        shape="3B",
+        width=PARAMETERS,
+        make=lambda tokens, device, dtype: (torch.randn(tokens * PARAMETERS, device=device),),
+        ours=square_norm,
+        eager=lambda x: torch.linalg.vector_norm(x).square(),
+        forward_bytes=lambda tokens, size: tokens * PARAMETERS * 4,
+        backward_bytes=None,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
@@ -190,6 +270,10 @@ def model_cases() -> list[OperatorCase]:
         geglu_case("3B", FFN, "none"),
         geglu_split_case("3B", FFN),
         bias_gelu_case("1.3B", FFN),
+        adamw_case("3B", torch.float32, split=False),
+        adamw_case("3B, bf16 gradient", torch.bfloat16, split=False),
+        adamw_case("3B, split master", torch.float32, split=True),
+        square_norm_case(),
     ]
 
 

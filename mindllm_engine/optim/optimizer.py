@@ -2,13 +2,16 @@
 norm."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.kernels.adamw import adamw
+from mindllm_engine.kernels.adamw import adamw, join_master, split_master
+from mindllm_engine.kernels.square_norm import square_norm
 from mindllm_engine.optim.flat_parameters import FlatParameters
 from mindllm_engine.optim.schedules import ScheduleConfig
 
@@ -27,6 +30,9 @@ class OptimConfig:
     """Decoupled decay of matrices, a step, times the learning rate."""
     clip_grad_norm: float = 1.0
     """Gradients are scaled so that their global L2 norm is at most this; 0 turns clipping off."""
+    master: Literal["fp32", "bf16_and_bits"] = "fp32"
+    """How the fp32 master weights are kept: in a copy of their own, or as the bf16 parameters and 16 extra bits, which
+    takes 2 bytes a parameter less (`train.precision` bf16 only). Checkpoints are the same either way."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """How the learning rate moves."""
 
@@ -47,16 +53,26 @@ class OptimConfig:
 
 
 class AdamW:
-    """Optimizer state of a whole model: `master`, `m` and `v`, each (elements,) fp32 in the layout of `flat`."""
+    """Optimizer state of a whole model in the layout of `flat`.
+
+    Attributes:
+        master: (elements,) the master weights in fp32; or int16, the bits of them that the bf16 parameters leave out
+            (see `kernels.adamw.split_master`).
+        m, v: (elements,) fp32, the moments.
+        updates: steps done.
+    """
 
     def __init__(self, flat: FlatParameters, config: OptimConfig) -> None:
         self.flat = flat
         self.config = config
-        self.master = flat.params.float()
-        if self.master is flat.params:  # `.float()` of fp32 returns its input
-            self.master = flat.params.clone()
-        self.m = torch.zeros_like(self.master)
-        self.v = torch.zeros_like(self.master)
+        self.is_split = config.master == "bf16_and_bits"
+        assert not self.is_split or flat.params.dtype == torch.bfloat16
+        if self.is_split:  # the parameters are the master weights until the first step
+            self.master = torch.zeros_like(flat.params, dtype=torch.int16)
+        else:
+            self.master = flat.params.to(torch.float32, copy=True)
+        self.m = torch.zeros_like(flat.params, dtype=torch.float32)
+        self.v = torch.zeros_like(self.m)
         self.updates = 0
 
     def step(self, lr: float, grad_scale: Tensor) -> Tensor:
@@ -69,29 +85,43 @@ class AdamW:
         Returns:
             () fp32: the global norm of the scaled gradient before clipping.
         """
-        grad_norm = torch.linalg.vector_norm(self.flat.grads) * grad_scale
+        grad_norm = square_norm(self.flat.grads).sqrt() * grad_scale
         if self.config.clip_grad_norm > 0:
             grad_scale = grad_scale * (self.config.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
         self.updates += 1
-        ends = (0, self.flat.decayed, self.master.numel())
-        for start, stop, decay in ((ends[0], ends[1], self.config.weight_decay), (ends[1], ends[2], 0.0)):
-            part = slice(start, stop)
-            adamw(
-                self.flat.params[part],
-                self.master[part],
-                self.flat.grads[part],
-                self.m[part],
-                self.v[part],
-                lr=lr,
-                betas=self.config.betas,
-                eps=self.config.eps,
-                weight_decay=decay,
-                step=self.updates,
-                grad_scale=grad_scale,
-            )
+        adamw(
+            self.flat.params,
+            self.master,
+            self.flat.grads,
+            self.m,
+            self.v,
+            lr=lr,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=self.config.weight_decay,
+            decayed=self.flat.decayed,
+            step=self.updates,
+            grad_scale=grad_scale,
+        )
         self.flat.grads.zero_()
         return grad_norm
 
-    def write_parameters(self) -> None:
-        """Round the master weights into the model's parameters (after loading a checkpoint)."""
-        self.flat.params.copy_(self.master)
+    def master_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The fp32 master weights by parameter name, one parameter at a time, in the parameters' shapes."""
+        for slot in self.flat.slots:
+            part = slice(slot.start, slot.stop)
+            weights = self.master[part]
+            if self.is_split:
+                weights = join_master(self.flat.params[part], weights)
+            yield slot.name, weights.view(slot.shape)
+
+    def set_master_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over fp32 master weights, given by parameter name, and round them into the model's parameters."""
+        for slot in self.flat.slots:
+            part = slice(slot.start, slot.stop)
+            master = weights[slot.name].flatten().to(self.m)
+            if self.is_split:
+                self.flat.params[part], self.master[part] = split_master(master)
+            else:
+                self.master[part] = master
+                self.flat.params[part] = master

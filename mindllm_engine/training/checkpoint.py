@@ -1,6 +1,6 @@
 """Checkpoints: what a run needs to go on, in `<run>/checkpoints/step_00000100/`, keyed by parameter name.
 
-    model.safetensors       fp32 master weights
+    model.safetensors       fp32 master weights, however the run keeps them (`optim.master`)
     optimizer.safetensors   first and second moments, `m/<name>` and `v/<name>`, fp32
     state.json              step, plan, model configuration, and an xxh3 of each file
 
@@ -68,10 +68,8 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
         for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(leftover)
         temporary.mkdir()
-        for name, tensors in ((MODEL_FILE, views(optimizer.master)), (OPTIMIZER_FILE, moments)):
-            safetensors.torch.save_file(
-                {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary / name
-            )
+        for name, tensors in ((MODEL_FILE, optimizer.master_weights()), (OPTIMIZER_FILE, moments.items())):
+            safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors}, temporary / name)
             state.files[name] = file_hash(temporary / name)
         (temporary / STATE_FILE).write_bytes(orjson.dumps(asdict(state), option=orjson.OPT_INDENT_2))
         for path in (*temporary.iterdir(), temporary):
@@ -145,20 +143,18 @@ def load_checkpoint(checkpoint: Path, model: ModelConfig, optimizer: AdamW) -> C
     if difference:
         raise CheckpointError(f"{checkpoint}: the checkpoint is of another model: {difference}; choose another run.dir")
     views = optimizer.flat.views
-    weights = read_tensors(checkpoint, MODEL_FILE, state, views(optimizer.master))
+    weights = read_tensors(checkpoint, MODEL_FILE, state, views(optimizer.m))
     moments = read_tensors(
         checkpoint,
         OPTIMIZER_FILE,
         state,
-        {f"{kind}/{name}": view for kind in "mv" for name, view in views(optimizer.master).items()},
+        {f"{kind}/{name}": view for kind in "mv" for name, view in views(optimizer.m).items()},
     )
-    for name, view in views(optimizer.master).items():
-        view.copy_(weights[name])
+    optimizer.set_master_weights(weights)
     for kind, flat in (("m", optimizer.m), ("v", optimizer.v)):
         for name, view in views(flat).items():
             view.copy_(moments[f"{kind}/{name}"])
     optimizer.updates = state.step
-    optimizer.write_parameters()
     return state
 
 

@@ -138,6 +138,8 @@ class RunConfig:
         unknown = sorted(set(self.data.heldout) - set(self.data.sources))
         if unknown:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
+        if self.optim.master == "bf16_and_bits" and self.train.precision != "bf16":
+            raise ConfigError(f"optim.master: bf16_and_bits needs train.precision bf16, got {self.train.precision}")
         self.optim.validate()
 
     def validate_corpus(self, corpus: CorpusConfig) -> None:

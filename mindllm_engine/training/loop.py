@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
@@ -70,7 +71,8 @@ def train(run: Run, stop: "StopSignal") -> None:
             stopwatch.restart()
         stopping = any_rank(stop.requested) or run.step == config.stop_after
         if last or stopping or is_due(run.step, config.checkpoint_every):
-            refuse_non_finite(run, totals.grad_norm.item(), run.optimizer.master.abs().max().item())
+            largest = torch.linalg.vector_norm(run.optimizer.flat.params, math.inf)
+            refuse_non_finite(run, totals.grad_norm.item(), largest.item())
             save(run)
             stopwatch.restart()
         if stopping:

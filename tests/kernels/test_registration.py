@@ -60,6 +60,17 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
     "geglu_backward": (tensor(ROWS, WIDTH), tensors((ROWS, WIDTH), (ROWS, WIDTH)), "none"),
     "bias_gelu": (tensor(ROWS, WIDTH), tensor(WIDTH)),
     "bias_gelu_backward": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH)),
+    "adamw": (
+        tensor(WIDTH),
+        statistic(WIDTH),
+        tensor(WIDTH),
+        statistic(WIDTH),
+        statistic(WIDTH),
+        statistic(),
+        7,
+        *(1e-3, 1e-2, 1.5, 0.9, 0.95, 1e-8),
+    ),
+    "square_norm": (statistic(WIDTH),),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.

@@ -1,15 +1,19 @@
-"""Flat AdamW against torch.optim.AdamW, the layout's arithmetic, and the schedules at their corners."""
+"""Flat AdamW against torch.optim.AdamW, the layout's arithmetic, main gradients, and the schedules at their corners."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.adamw import CHUNK
+from mindllm_engine.kernels.backend import select_kernels
+from mindllm_engine.kernels.rows import main_grad
 from mindllm_engine.optim.flat_parameters import FlatParameters, layout
-from mindllm_engine.optim.optimizer import OptimConfig
+from mindllm_engine.optim.optimizer import AdamW, OptimConfig
 from mindllm_engine.optim.schedules import ScheduleConfig, learning_rate
 
 
@@ -25,6 +29,14 @@ def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
     return model(tokens).float().square().mean()
 
 
+@pytest.fixture(params=["reference", "triton"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    select_kernels(request.param)
+    yield
+    select_kernels("auto")
+
+
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("clip", [0.0, 0.01])
 def test_adamw_follows_torch(clip: float) -> None:
     model, reference = small_model(), small_model()
@@ -85,6 +97,95 @@ def test_parameters_stay_views_of_the_flat_buffer() -> None:
     flat.params.fill_(2.0)
     assert all((parameter == 2).all() for parameter in model.parameters())
     assert sum(view.numel() for view in flat.views(flat.grads).values()) == flat.grads.numel()
+
+
+class Scale(torch.autograd.Function):
+    """`x * weight`; the weight's gradient goes to its main gradient, where it has one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.into = main_grad(weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        if ctx.into is None:
+            return grad * weight, grad * x
+        ctx.into += grad * x
+        return grad * weight, None
+
+
+class Tied(nn.Module):
+    """Weights used by an operator that adds to their main gradient, by torch, or by both, each more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        for name in ("direct", "plain", "tied"):
+            setattr(self, name, nn.Parameter(torch.randn(3, 4, generator=generator)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.tied + self.plain
+        x = Scale.apply(Scale.apply(x, self.tied), self.direct)
+        return Scale.apply(torch.tanh(x) * self.tied, self.direct).square().mean()
+
+
+def test_both_ways_to_the_main_gradient_add_up() -> None:
+    model, reference = Tied(), Tied()
+    flat = FlatParameters(model)
+    batches = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(6))
+    for x in batches:
+        model(x).backward()
+        reference(x).backward()
+        assert all(parameter.grad is None for parameter in model.parameters())
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(flat.views(flat.grads)[name], parameter.grad, rtol=1e-6, atol=1e-7)
+
+
+def test_main_gradients_are_views_of_the_flat_one() -> None:
+    model = small_model()
+    flat = FlatParameters(model)
+    flat.grads.copy_(torch.arange(flat.grads.numel()))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(main_grad(parameter), flat.views(flat.grads)[name])
+
+
+def bf16_optimizer(master: str) -> AdamW:
+    return OptimConfig(lr=1e-2, master=master).build(FlatParameters(small_model().bfloat16()))
+
+
+def take_steps(optimizer: AdamW, steps: range) -> None:
+    """With gradients that do not depend on the parameters."""
+    for step in steps:
+        optimizer.flat.grads.normal_(generator=torch.Generator().manual_seed(step))
+        optimizer.step(1e-2, torch.tensor(0.5))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_split_masters_are_the_fp32_masters() -> None:
+    plain, split = bf16_optimizer("fp32"), bf16_optimizer("bf16_and_bits")
+    assert split.master.dtype == torch.int16
+    for step in range(10):
+        take_steps(plain, range(step, step + 1))
+        take_steps(split, range(step, step + 1))
+        for (name, one), (_, other) in zip(plain.master_weights(), split.master_weights(), strict=True):
+            assert torch.equal(one, other), name
+        ties = plain.master.view(torch.int32) & 0xFFFF == 0x8000
+        assert torch.equal(plain.flat.params[~ties], split.flat.params[~ties])
+
+
+@pytest.mark.parametrize("before", ["fp32", "bf16_and_bits"])
+@pytest.mark.parametrize("after", ["fp32", "bf16_and_bits"])
+def test_masters_pass_from_one_form_to_the_other(before: str, after: str) -> None:
+    first, second = bf16_optimizer(before), bf16_optimizer(after)
+    take_steps(first, range(5))
+    second.set_master_weights(dict(first.master_weights()))
+    for (name, one), (_, other) in zip(first.master_weights(), second.master_weights(), strict=True):
+        assert torch.equal(one, other), name
+        assert one.dtype == torch.float32
+    torch.testing.assert_close(second.flat.params, first.flat.params, rtol=2**-7, atol=0)  # a tie may fall otherwise
 
 
 def test_layout_puts_matrices_first_without_gaps() -> None:

@@ -56,6 +56,7 @@ def refused(config: Path, *options: str) -> str:
         (["--data.blocks", "[]"], r"data\.blocks: a plan needs one block"),
         (["--data.blocks", '[{"weights": {"fr": 1.0}}]'], r"unknown source fr; the sources are en, zh"),
         (["--optim.lr", "-1"], r"optim\.lr: -1\.0 must be a finite number above 0"),
+        (["--optim.master", "bf16_and_bits"], r"optim\.master: bf16_and_bits needs train\.precision bf16, got fp32"),
         (["--run.init_from", "nowhere"], r"nowhere: holds no checkpoint"),
         (["--data.tokenizer", "nowhere.model"], r"nowhere\.model"),
     ],

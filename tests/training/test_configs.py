@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mindllm_engine.command_line import config_to_yaml, parse_arguments
+from mindllm_engine.optim.flat_parameters import layout
 from mindllm_engine.training.config import RunConfig
 from tests.training.tiny_run import ROOT
 
@@ -29,6 +30,14 @@ def test_config_is_valid_and_survives_saving(path: Path, tmp_path: Path) -> None
 def test_parameters_of_the_real_networks(name: str, parameters: int) -> None:
     model = load(name).model.build(device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_parameters_begin_where_128_bit_accesses_want_them(path: Path) -> None:
+    model = load(path.stem).model.build(device="meta")
+    slots, decayed = layout({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    assert all(slot.start % 64 == 0 for slot in slots)
+    assert decayed % 64 == 0
 
 
 def test_real_text_has_at_least_8_million_parameters() -> None:

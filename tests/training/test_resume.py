@@ -27,6 +27,26 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, precision: 
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_masters_may_be_kept_another_way_on_resuming(tmp_path: Path) -> None:
+    config = write_config(tmp_path, train__precision="bf16")
+    split = ("--optim.master", "bf16_and_bits")
+    train_here(config, "--run.dir", str(tmp_path / "plain"))
+    train_here(config, "--run.dir", str(tmp_path / "split"), *split)
+    moved = ("--run.dir", str(tmp_path / "moved"))
+    train_here(config, *moved, "--train.stop_after", "3")
+    train_here(config, *moved, *split, "--train.stop_after", "7")
+    train_here(config, *moved)
+    # They differ where a master lies halfway between two bf16 numbers, which is rare.
+    for name in ("split", "moved"):
+        torch.testing.assert_close(
+            torch.tensor(losses(tmp_path / name)), torch.tensor(losses(tmp_path / "plain")), rtol=1e-3, atol=0
+        )
+    parts = ("--run.dir", str(tmp_path / "parts"), *split)
+    train_here(config, *parts, "--train.stop_after", "5")
+    train_here(config, *parts)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "split")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_ranks_resume_bit_for_bit(tmp_path: Path, precision: str) -> None:
     config = write_config(tmp_path, train__precision=precision)
