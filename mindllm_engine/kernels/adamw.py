@@ -8,13 +8,15 @@ The master may be split: its upper half is the bf16 parameter itself, and 16 ext
 bytes an element less of memory, and 2 less of traffic.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import launch
+from mindllm_engine.kernels.launch import Program
 from mindllm_engine.kernels.operator import Operator
 
 # Elements that the reference updates at a time: five fp32 arrays of this size stay in a core's second-level cache.
@@ -161,27 +163,14 @@ def _run(
     beta2: float,
     eps: float,
 ) -> None:
-    launch(
-        _adamw_kernel,
-        (triton.cdiv(param.numel(), BLOCK),),
-        param,
-        master,
-        grad,
-        m,
-        v,
-        grad_scale,
-        param.numel(),
-        decayed,
-        decay,
-        step_size,
-        inverse_root_correction,
-        BETA1=beta1,
-        BETA2=beta2,
-        EPS=eps,
-        SPLIT=master.dtype == torch.int16,
-        BLOCK=BLOCK,
-        num_warps=4,
-    )
+    numbers = (param.numel(), decayed, decay, step_size, inverse_root_correction)
+    program = _program(beta1, beta2, eps, master.dtype == torch.int16)
+    program((triton.cdiv(param.numel(), BLOCK), 1, 1), param, master, grad, m, v, grad_scale, *numbers)
+
+
+@cache
+def _program(beta1: float, beta2: float, eps: float, split: bool) -> Program:
+    return Program(_adamw_kernel, BETA1=beta1, BETA2=beta2, EPS=eps, SPLIT=split, BLOCK=BLOCK)
 
 
 def _allocate(*args: object) -> None:

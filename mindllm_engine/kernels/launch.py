@@ -58,18 +58,7 @@ class Program:
             self.kernel[grid](*args, **self.constants)
             return
         device = first.get_device()
-        # What Triton specialises on, and never coarser; written out here, since a call for each argument takes longer.
-        key = (
-            device,
-            *[
-                (arg.dtype, arg.data_ptr() % 16)
-                if isinstance(arg, Tensor)
-                else (arg if arg < 2 or arg >> 31 else arg % 16)
-                if type(arg) is int
-                else float
-                for arg in args
-            ],
-        )
+        key = (device, *_specialisation(args))
         code = self._machine_code.get(key)
         if code is None or device != torch.cuda.current_device():
             with torch.cuda.device(first.device):
@@ -86,6 +75,18 @@ class Program:
         self._machine_code[key] = (compiled.run, compiled.function, compiled.packed_metadata)
 
 
+def _specialisation(args: tuple[Any, ...]) -> list[Any]:
+    """What decides which machine code fits these arguments; never coarser than Triton's own rule."""
+    return [
+        (arg.dtype, arg.data_ptr() % 16)
+        if isinstance(arg, Tensor)
+        else (arg if arg < 2 or arg >> 31 else arg % 16)
+        if type(arg) is int
+        else float
+        for arg in args
+    ]
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch as it would reach the device: `args` in the kernel's order, then constexpr parameters by name."""
@@ -96,13 +97,6 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
-
-
-def launch(
-    kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
-) -> None:
-    padded = (*grid, 1, 1)
-    Program(kernel, num_warps, num_stages, **constants)((padded[0], padded[1], padded[2]), *args)
 
 
 _record: list[Launch] | None = None

@@ -194,8 +194,8 @@ def test_steps_of_another_rate_run_the_same_machine_code() -> None:
             scale = torch.empty((), device="meta")
             adamw(*slices, **(CONSTANTS | {"lr": lr}), decayed=3_100_000_000, step=step, grad_scale=scale)
         (only,) = launches
-        assert only.grid == (3_200_000_000 // BLOCK,)
-        return [*map(launch._specialisation, only.args), only.constants]
+        assert only.grid == (3_200_000_000 // BLOCK, 1, 1)
+        return [*launch._specialisation(only.args), only.constants]
 
     assert arguments(1, 3e-4) == arguments(80_000, 0.0) == arguments(7, 1.0)
 
