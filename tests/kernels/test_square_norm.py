@@ -72,7 +72,7 @@ def test_the_largest_network_needs_few_partial_sums() -> None:
     with launch.recording() as launches:
         norm = square_norm(torch.empty(3_200_000_001, device="meta"))
     assert norm.is_meta
-    assert [one.grid for one in launches] == [(48_829,), (1,)]
+    assert [one.grid for one in launches] == [(48_829, 1, 1), (1, 1, 1)]
 
 
 @pytest.mark.parametrize(
