@@ -46,7 +46,7 @@ def copy_bar(rows: list[Measurement], ceilings: Ceilings, operator: str, mode: s
     name = f"{operator} {mode}, {BAR_TOKENS} tokens of {BAR_SHAPE}, bf16"
     row = bar_row(name, "GB/s", "device-to-device copy", bar)
     for candidate in rows:
-        place = (candidate.operator, candidate.mode, candidate.shape, candidate.tokens)
+        place = (candidate.operator, candidate.mode, candidate.shape.split()[0], candidate.tokens)
         if candidate.provider == "ours" and place == (operator, mode, BAR_SHAPE, BAR_TOKENS):
             rate = candidate.bytes_per_second
             if rate is None:

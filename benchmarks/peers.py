@@ -8,7 +8,7 @@ the operator, such as bare matrix products; it is timed and not checked.
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.operator_cases import ALPHA, EPS, OperatorCase
 
 Bind = Callable[..., Callable[[], Any]]
-LAYER_NORM_EPS = EPS
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def one_line(error: BaseException) -> str:
 
 
 def compiled(case: OperatorCase, device: torch.device, mode: str | None) -> Peer:
-    """`torch.compile` of the case's eager function; None for `mode` leaves it out. It is compiled for one shape only."""
+    """`torch.compile` of the case's eager function; None for `mode` leaves it out. One shape only."""
     if device.type != "cuda":
         return Peer("torch.compile", None, "needs a GPU")
     if mode is None:
@@ -88,7 +87,9 @@ def find(package: str, name: str) -> Any:
 
 def liger_rms_norm(name: str) -> Peer:
     apply = find("liger_kernel.ops", "LigerRMSNormFunction").apply
-    return simple(lambda x, weight: apply(x, weight, EPS, 0.0, "none", False), "LigerRMSNormFunction, in fp32")(name)
+    return simple(
+        lambda x, weight: apply(x, weight, EPS, 0.0, "gemma", False), "LigerRMSNormFunction in fp32 throughout"
+    )(name)
 
 
 def flash_rms_norm(name: str) -> Peer:
@@ -141,7 +142,7 @@ def liger_add_rms_norm(name: str) -> Peer:
     note = "LigerFusedAddRMSNormFunction: without alpha"
     return Peer(
         name,
-        lambda x, f, weight: lambda: apply(x, f, weight, EPS, 0.0, "none", False)[0],
+        lambda x, f, weight: lambda: apply(x, f, weight, EPS, 0.0, "gemma", False)[0],
         note,
         exact=False,
         bound=True,
@@ -162,29 +163,31 @@ def quack_add_rms_norm(name: str) -> Peer:
 
 def liger_layer_norm(name: str) -> Peer:
     apply = find("liger_kernel.ops", "LigerLayerNormFunction").apply
-    return simple(lambda x, w, b: apply(x, w, b, LAYER_NORM_EPS), "LigerLayerNormFunction")(name)
+    return simple(lambda x, w, b: apply(x, w, b, EPS), "LigerLayerNormFunction")(name)
 
 
 def flash_layer_norm(name: str) -> Peer:
     layer_norm_fn = find("flash_attn.ops.triton.layer_norm", "layer_norm_fn")
-    return simple(lambda x, w, b: layer_norm_fn(x, w, b, eps=LAYER_NORM_EPS), "layer_norm_fn")(name)
+    return simple(lambda x, w, b: layer_norm_fn(x, w, b, eps=EPS), "layer_norm_fn")(name)
 
 
 def apex_layer_norm(name: str) -> Peer:
     apply = find("apex.normalization.fused_layer_norm", "fused_layer_norm_affine")
-    return simple(lambda x, w, b: apply(x, w, b, w.shape, LAYER_NORM_EPS), "fused_layer_norm_affine")(name)
+    return simple(lambda x, w, b: apply(x, w, b, w.shape, EPS), "fused_layer_norm_affine")(name)
 
 
 def flash_residual_layer_norm(name: str) -> Peer:
     layer_norm_fn = find("flash_attn.ops.triton.layer_norm", "layer_norm_fn")
-    return simple(
-        lambda x, f, w, b: layer_norm_fn(f, w, b, residual=x, eps=LAYER_NORM_EPS, prenorm=True),
-        "layer_norm_fn with residual",
-    )(name)
+
+    def call(x: Tensor, f: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        normed, total = layer_norm_fn(f, w, b, residual=x, eps=EPS, prenorm=True)
+        return total, normed
+
+    return simple(call, "layer_norm_fn with residual")(name)
 
 
 def sum_then_layer_norm(make: Callable[[str], Peer]) -> Callable[[str], Peer]:
-    """A peer's LayerNorm after torch's `x + f`; gives both."""
+    """A peer's LayerNorm after torch's `x + f`; gives the sum and the norm."""
 
     def residual(name: str) -> Peer:
         peer = make(name)
@@ -194,7 +197,7 @@ def sum_then_layer_norm(make: Callable[[str], Peer]) -> Callable[[str], Peer]:
         def bind(x: Tensor, f: Tensor, w: Tensor, b: Tensor) -> Callable[[], Any]:
             def call() -> tuple[Tensor, Tensor]:
                 total = x + f
-                return norm(total, w, b)(), total
+                return total, norm(total, w, b)()
 
             return call
 
@@ -230,34 +233,42 @@ def liger_geglu(name: str) -> Peer:
     )(name)
 
 
+@lru_cache(maxsize=8)
+def gathered(positions: Tensor, table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each token (tokens, head_dim / 2): no peer takes positions."""
+    cos, sin = (part.contiguous().to(dtype) for part in table[positions].chunk(2, dim=-1))
+    return cos, sin
+
+
 def liger_rotary(name: str) -> Peer:
-    """Liger rotates in place; its inputs are cloned by none, as in the models it patches."""
     apply = find("liger_kernel.ops", "LigerRopeFunction").apply
 
-    def bind(q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-        half = table[positions].chunk(2, dim=-1)
-        cos, sin = (torch.cat((part, part), dim=-1).unsqueeze(0) for part in half)  # (1, tokens, head_dim)
+    def bind(qkv: Tensor, positions: Tensor, table: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        cos, sin = (torch.cat((part, part), dim=-1).unsqueeze(0) for part in gathered(positions, table, qkv.dtype))
 
         def call() -> tuple[Tensor, ...]:
-            heads_first = (x.unsqueeze(0).transpose(1, 2) for x in (q, k))
-            return tuple(x.transpose(1, 2).squeeze(0) for x in apply(*heads_first, cos, sin))
+            q, k, v = qkv.chunk(3, dim=1)
+            rotated = apply(*(x.unsqueeze(0).transpose(1, 2) for x in (q, k)), cos, sin)
+            return (*(x.transpose(1, 2).squeeze(0) for x in rotated), v)
 
         return call
 
-    return Peer(name, bind, "LigerRopeFunction, in place; cos and sin gathered beforehand")
+    return Peer(name, bind, "LigerRopeFunction; cos and sin gathered beforehand")
 
 
-def rotary_emb(package: str) -> Callable[[str], Peer]:
-    """`apply_rotary_emb` of flash-attn and QuACK, once for q and once for k; positions are gathered beforehand."""
+def rotary_qkv(package: str) -> Callable[[str], Peer]:
+    """`apply_rotary_emb_qkv_` of flash-attn and QuACK, in place on the packed tensor."""
 
     def make(name: str) -> Peer:
-        apply = find(package, "apply_rotary_emb")
+        apply = find(package, "apply_rotary_emb_qkv_")
 
-        def bind(q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-            cos, sin = (part.contiguous() for part in table[positions].chunk(2, dim=-1))
-            return lambda: tuple(apply(x.unsqueeze(0), cos, sin).squeeze(0) for x in (q, k))
+        def bind(qkv: Tensor, positions: Tensor, table: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+            cos, sin = gathered(positions, table, qkv.dtype)
+            tokens, heads, head_dim = qkv.shape
+            packed = qkv.view(1, tokens, 3, heads // 3, head_dim)
+            return lambda: apply(packed, cos, sin).view(qkv.shape).chunk(3, dim=1)
 
-        return Peer(name, bind, "apply_rotary_emb, two launches; cos and sin gathered beforehand")
+        return Peer(name, bind, "apply_rotary_emb_qkv_; cos and sin gathered beforehand")
 
     return make
 
@@ -334,6 +345,7 @@ def torch_fused_adamw(name: str) -> Peer:
     def bind(param: Tensor, master: Tensor, grad: Tensor, m: Tensor, v: Tensor, *rest: Any) -> Callable[[], None]:
         step = torch.ones((), device=param.device)
         gradient = grad.float()
+        master = param.float() if master.dtype == torch.int16 else master  # a split master is ours alone
 
         def call() -> None:
             torch._fused_adamw_(
@@ -365,6 +377,7 @@ def apex_adamw(name: str) -> Peer:
 
     def bind(param: Tensor, master: Tensor, grad: Tensor, m: Tensor, v: Tensor, *rest: Any) -> Callable[[], None]:
         overflow = torch.zeros(1, dtype=torch.int, device=param.device)
+        master = param.float() if master.dtype == torch.int16 else master
         lists = [[grad.float()], [master], [m], [v]]
 
         def call() -> None:
@@ -412,8 +425,8 @@ PEERS: dict[str, tuple[Entry, ...]] = {
     "geglu_split": (("liger", "liger_kernel.ops", liger_geglu),),
     "rotary": (
         ("liger", "liger_kernel.ops", liger_rotary),
-        ("flash-attn", "flash_attn.layers.rotary", rotary_emb("flash_attn.layers.rotary")),
-        ("quack", "quack.rotary", rotary_emb("quack.rotary")),
+        ("flash-attn", "flash_attn.layers.rotary", rotary_qkv("flash_attn.layers.rotary")),
+        ("quack", "quack.rotary", rotary_qkv("quack.rotary")),
     ),
     "cross_entropy": (
         ("liger", "liger_kernel.ops", liger_cross_entropy),

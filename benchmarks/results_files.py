@@ -253,7 +253,9 @@ def plot_sweep(folder: Path, rows: list[Measurement], ceilings: Ceilings, measur
 def plot_operators(folder: Path, rows: list[Measurement], ceilings: Ceilings, measured: bool) -> None:
     """Share of the copy bandwidth, a bar for each provider, grouped by operator and direction."""
     plt = pyplot()
-    chosen = [row for row in rows if row.shape == "3B" and row.bytes_per_second and not row.bound and not row.flops]
+    chosen = [
+        row for row in rows if row.shape.startswith("3B") and row.bytes_per_second and not row.bound and not row.flops
+    ]
     if not chosen:
         chosen = [row for row in rows if row.bytes_per_second and not row.bound and not row.flops]
     if plt is None or not chosen:
