@@ -58,8 +58,7 @@ bench: setup
 # Every kernel beside its peers, then a training step of both networks: under nine minutes on one GPU. Runs on any image
 # with torch and Triton, with no installation; on a CPU the kernels are interpreted at toy sizes.
 bench-gpu:
-	$(PYTHON) benchmarks/kernels.py
-	$(PYTHON) benchmarks/train_step.py
+	status=0; for file in kernels train_step; do $(PYTHON) benchmarks/$$file.py || status=1; done; exit $$status
 
 clean:
 	rm -rf $(VENV) build *.egg-info mindllm_engine/*.so runs data

@@ -73,7 +73,7 @@ def compared(rows: list[Measurement], operator: str) -> list[tuple[Measurement, 
             for row in rows
             if row.operator == operator
             and (row.shape, row.tokens, row.mode) == place
-            and row.provider not in ("ours", "torch eager")
+            and row.provider != "ours"
             and row.seconds is not None
             and not row.bound
         ]

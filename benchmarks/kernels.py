@@ -277,7 +277,9 @@ class Run:
                 self.fail(f"{name}: {checked.failure}")
             else:
                 error = next(variant.error for variant in checked.variants if variant.name == "ours")
-                self.right.append(f"{name}: relative error {error:.2g} on {checked.tokens} tokens")
+                self.right.append(
+                    f"{name}: relative error {error:.2g} beside {checked.truth} on {checked.tokens} tokens"
+                )
         return self.checks[key]
 
     def compile(self, case: OperatorCase, tokens: int) -> list[Variant]:

@@ -1,19 +1,22 @@
 """The benchmark harness at toy sizes in Triton's interpreter: what it writes, what it refuses, what it leaves out."""
 
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.bars import BAR_TOKENS, bars
 from benchmarks.breakdown import category_of
 from benchmarks.results_files import COLUMNS, Ceilings, Measurement
-from benchmarks.timing import Spread
+from benchmarks.timing import Spread, measure
 
 ROOT = Path(__file__).parents[2]
 # Liger's layout, as the first line of the files under benchmark/data/ of its repository gives it.
@@ -169,6 +172,57 @@ def test_training_step_of_a_toy_network(tmp_path: Path) -> None:
     assert all(row["ours"] is row["peer"] is row["holds"] is None for row in rows)
 
 
+class FakeEvent:
+    """A CUDA event on the host's clock; the device is never ahead of the host."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return 1e3 * (end.time - self.time)
+
+
+def test_gpu_timing_interleaves_variants_and_rotates_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    calls: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    variants = {
+        "slow": [lambda: call("s0", 4e-3), lambda: call("s1", 4e-3)],
+        "fast": [lambda: call("f0", 1e-3), lambda: call("f1", 1e-3)],
+    }
+    spreads = measure(variants, torch.device("cuda"))
+    assert 4e-3 <= spreads["slow"].low <= spreads["slow"].median <= spreads["slow"].high
+    assert 1e-3 <= spreads["fast"].median < spreads["slow"].median
+    assert not spreads["fast"].host_bound
+    turns = [name for name, _ in itertools.groupby(name[0] for name in calls)]
+    assert len(turns) >= 10  # slow, fast, slow, fast, ...
+    assert abs(calls.count("f0") - calls.count("f1")) <= 1
+
+
+def test_gpu_timing_tells_when_the_host_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    holds: list[int] = []
+    monkeypatch.setattr(FakeEvent, "query", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", holds.append)
+    spread = measure({"one": [lambda: time.sleep(1e-3)]}, torch.device("cuda"))["one"]
+    assert spread.host_bound
+    assert max(holds) > 10 * min(hold for hold in holds if hold)  # the device was held longer before giving up
+
+
 def measured(provider: str, seconds: float, **other: Any) -> Measurement:
     """A row of rms_norm as a GPU would give it."""
     values = {"operator": "rms_norm", "shape": "3B", "width": 2560, "tokens": BAR_TOKENS, "mode": "forward"}
@@ -188,8 +242,8 @@ def test_copy_bar_holds_at_its_share_of_the_copy(seconds: float, holds: bool) ->
     assert row["ratio"] == pytest.approx(1 / seconds)
 
 
-def test_peer_bar_fails_for_one_slow_shape_and_ignores_bounds_and_eager() -> None:
-    rows = [measured("ours", 1.0), measured("liger", 2.0), measured("torch eager", 0.1)]
+def test_peer_bar_fails_for_one_slow_shape_and_ignores_bounds() -> None:
+    rows = [measured("ours", 1.0), measured("liger", 2.0), measured("torch eager", 3.0)]
     rows += [measured("three", 0.1, bound=True)]
     assert bar_named(rows, "best peer")["holds"] is True
     slow = [measured("ours", 1.0, tokens=1), measured("liger", 0.9, tokens=1)]
