@@ -321,8 +321,9 @@ class Run:
     def json_rows(self) -> list[dict[str, Any]]:
         """The bars, ours beside the best peer of each shape, and every absent peer with its reason."""
         rows = self.bars()
-        for operator in dict.fromkeys(row.operator for row in self.rows):
-            for ours, peer in compared(self.rows, operator):
+        measured = self.rows if self.device.type == "cuda" else []
+        for operator in dict.fromkeys(row.operator for row in measured):
+            for ours, peer in compared(measured, operator):
                 ratio = ratio_of((ours, peer))
                 rows.append(
                     {
