@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test lint format clean
+.PHONY: setup demo real-text test lint format bench bench-gpu clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,6 +50,15 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What can be measured without a GPU: the machine code of every kernel.
+bench: setup
+	$(BIN)/python benchmarks/machine_code.py
+
+# Every kernel beside its peers, then a training step of both networks: under nine minutes on one GPU. Runs on any image
+# with torch and Triton, with no installation; on a CPU the kernels are interpreted at toy sizes.
+bench-gpu:
+	status=0; for file in kernels train_step; do $(PYTHON) benchmarks/$$file.py || status=1; done; exit $$status
 
 clean:
 	rm -rf $(VENV) build *.egg-info mindllm_engine/*.so runs data
