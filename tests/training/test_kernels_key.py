@@ -33,7 +33,8 @@ def restore_choices() -> Iterator[None]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("network", ["mindllm", "gpt_neo"])
 def test_fifty_steps_on_the_kernels_follow_the_reference(network: str, tmp_path: Path) -> None:
-    sizes = {"train__steps": STEPS, "train__global_batch_size": 2, "train__micro_batch_size": 1, "data__seq_len": 8}
+    sizes = {"train__steps": STEPS, "train__global_batch_size": 2, "train__micro_batch_size": 1}
+    sizes |= {"data__seq_len": 8, "train__eval_tokens": 16}
     if network == "gpt_neo":
         sizes["model"] = GPT_NEO
     config = write_config(tmp_path, **sizes)
