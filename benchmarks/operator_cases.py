@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 
 EPS = 1e-5
 # DeepNorm's alpha of 32 layers.
 ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
+VOCAB_3B = 125_700
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 Make = Callable[[int, torch.device, torch.dtype], tuple[Any, ...]]
@@ -99,11 +101,30 @@ def deepnorm_residual_case(shape: str, width: int) -> OperatorCase:
     )
 
 
+def embedding_norm_case(shape: str, vocab: int, width: int) -> OperatorCase:
+    """4 bytes an element in bf16, and 4 back, besides the dense gradient of the table, which dwarfs both."""
+    return OperatorCase(
+        operator="embedding_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            torch.randint(vocab, (tokens,), device=device),
+            *activations(1, width)(vocab, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda tokens, table, weight: embedding_norm(tokens, table, weight, EPS),
+        eager=lambda tokens, table, weight: F.rms_norm(F.embedding(tokens, table), (width,), weight, EPS),
+        forward_bytes=lambda tokens, size: 2 * tokens * width * size,
+        backward_bytes=lambda tokens, size: (2 * tokens + vocab) * width * size,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
         rms_norm_case("3B", HIDDEN_3B),
         deepnorm_residual_case("3B", HIDDEN_3B),
+        embedding_norm_case("3B", VOCAB_3B, HIDDEN_3B),
     ]
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 
-ROWS, WIDTH = 5, 24
+ROWS, WIDTH, VOCAB = 5, 24, 9
 Case = Callable[[str, torch.dtype], tuple[Any, ...]]
 
 
@@ -20,6 +21,10 @@ def tensor(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
 
 def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
     return lambda device, dtype: torch.rand(shape, device=device) + 0.5
+
+
+def tokens(device: str, dtype: torch.dtype) -> Tensor:
+    return torch.randint(VOCAB, (ROWS,), device=device)
 
 
 # Arguments of each registered operator: values, or functions of device and dtype.
@@ -36,6 +41,14 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         1.7,
     ),
     "sum_rows": (statistic(ROWS, WIDTH), torch.float32),
+    "embedding_norm": (tokens, tensor(VOCAB, WIDTH), tensor(WIDTH), 1e-5),
+    "embedding_norm_backward": (
+        tensor(ROWS, WIDTH),
+        tokens,
+        tensor(VOCAB, WIDTH),
+        tensor(WIDTH),
+        statistic(ROWS),
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -44,6 +57,10 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "deepnorm_residual": (
         lambda x, f, w: deepnorm_residual_and_sum(x, f, w, 1.7, 1e-5),
         [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,)],
+    ),
+    "embedding_norm": (
+        lambda table, w: embedding_norm(torch.arange(ROWS, device=table.device) // 2, table, w, 1e-5),
+        [(VOCAB, WIDTH), (WIDTH,)],
     ),
 }
 
