@@ -132,10 +132,10 @@ def launches_of(case: OperatorCase, dtype: torch.dtype) -> list[Launch]:
     """What forward and backward of a case would launch."""
     arguments = case.make(TOKENS, torch.device("meta"), dtype)
     with recording() as launches:
-        out = case.ours(*arguments)
-        out = out[0] if isinstance(out, tuple) else out
+        outputs = case.ours(*arguments)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if case.backward_bytes is not None:
-            out.backward(torch.empty_like(out))
+            torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
     return launches
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels.embedding_norm import embedding_norm
+from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 
 EPS = 1e-5
@@ -36,7 +37,7 @@ class OperatorCase:
         width: elements of a row of its main input.
         make: (tokens, device, dtype) -> arguments of `ours` and `eager`; floating-point ones that want a gradient
             require it.
-        ours: the operator; returns a tensor or a tuple of tensors, the first of which backward starts from.
+        ours: the operator; returns a tensor or a tuple of tensors; backward starts from all of them.
         eager: the same in plain PyTorch.
         forward_bytes, backward_bytes: (tokens, bytes an element) -> least traffic; None where there is no backward.
         flops: (tokens) -> operations of forward and backward where matrix products bound the operator.
@@ -119,15 +120,59 @@ def embedding_norm_case(shape: str, vocab: int, width: int) -> OperatorCase:
     )
 
 
+def layer_norm_case(shape: str, width: int) -> OperatorCase:
+    """4 and 6 bytes an element in bf16."""
+    return OperatorCase(
+        operator="layer_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(1, width)(tokens, device, dtype),
+            vector(width, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda x, weight, bias: layer_norm(x, weight, bias, EPS),
+        eager=lambda x, weight, bias: F.layer_norm(x, (width,), weight, bias, EPS),
+        forward_bytes=lambda tokens, size: 2 * tokens * width * size,
+        backward_bytes=lambda tokens, size: 3 * tokens * width * size,
+    )
+
+
+def residual_layer_norm_case(shape: str, width: int) -> OperatorCase:
+    """8 bytes an element in bf16 each way: backward has the gradients of the sum and of the norm, and gives one."""
+
+    def eager(x: Tensor, f: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + f
+        return total, F.layer_norm(total, (width,), weight, bias, EPS)
+
+    return OperatorCase(
+        operator="residual_layer_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(2, width)(tokens, device, dtype),
+            vector(width, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda x, f, weight, bias: residual_layer_norm(x, f, weight, bias, EPS),
+        eager=eager,
+        forward_bytes=lambda tokens, size: 4 * tokens * width * size,
+        backward_bytes=lambda tokens, size: 4 * tokens * width * size,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
         rms_norm_case("3B", HIDDEN_3B),
         deepnorm_residual_case("3B", HIDDEN_3B),
         embedding_norm_case("3B", VOCAB_3B, HIDDEN_3B),
+        layer_norm_case("1.3B", HIDDEN_1B),
+        residual_layer_norm_case("1.3B", HIDDEN_1B),
     ]
 
 
 def sweep_cases() -> list[OperatorCase]:
     """The row-wise operators from 1K to 64K columns."""
-    return [case(f"width {width}", width) for case in (rms_norm_case, deepnorm_residual_case) for width in SWEEP_WIDTHS]
+    cases = (rms_norm_case, deepnorm_residual_case, layer_norm_case, residual_layer_norm_case)
+    return [case(f"width {width}", width) for case in cases for width in SWEEP_WIDTHS]

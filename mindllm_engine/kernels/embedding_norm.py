@@ -31,9 +31,10 @@ from mindllm_engine.kernels.operator import Operator
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import rms_norm
 from mindllm_engine.kernels.rows import (
+    LIGHT_WARPS,
     WIDEST_ACCUMULATING_ROW,
-    RowTile,
     as_rows,
+    light_row_tile,
     main_grad,
     resident_programs,
     row_tile,
@@ -43,8 +44,6 @@ from mindllm_engine.kernels.rows import (
 
 # Sorted positions that a program sums over, and columns.
 CHUNK, SUM_TILE = 32, 512
-# Warps of the finishing kernel on a multiprocessor, at 64 registers a thread.
-FINISHING_WARPS = 32
 
 
 def embedding_norm(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -169,14 +168,8 @@ def _allocate_backward(
 def _allocate_partial(table: Tensor, rstd: Tensor) -> Tensor:
     """Rows of partial sums of the weight's gradient."""
     width = table.shape[1]
-    programs = resident_programs(rstd.shape[0], _finishing_tile(width), table.device, FINISHING_WARPS)
+    programs = resident_programs(rstd.shape[0], light_row_tile(width), table.device, LIGHT_WARPS)
     return torch.empty(programs, width, dtype=rstd.dtype, device=table.device)
-
-
-def _finishing_tile(width: int) -> RowTile:
-    """8 elements a thread, which keep a thread at 64 registers; 16 take it to 128."""
-    block = max(16, triton.next_power_of_2(width))
-    return RowTile(block, max(4, block // 256))
 
 
 def _launch_backward(
@@ -210,7 +203,7 @@ def _launch_backward(
         BLOCK=SUM_TILE,
         num_warps=2,
     )
-    tile = _finishing_tile(width)
+    tile = light_row_tile(width)
     launch(
         _finish_runs_kernel,
         (partial.shape[0],),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.embedding_norm import embedding_norm
+from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 
 ROWS, WIDTH, VOCAB = 5, 24, 9
@@ -49,6 +50,15 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         tensor(WIDTH),
         statistic(ROWS),
     ),
+    "layer_norm": (tensor(ROWS, WIDTH), tensor(WIDTH), tensor(WIDTH), 1e-5),
+    "residual_layer_norm": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH), tensor(WIDTH), 1e-5),
+    "layer_norm_backward": (
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(WIDTH),
+        statistic(2 * ROWS),
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -61,6 +71,11 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "embedding_norm": (
         lambda table, w: embedding_norm(torch.arange(ROWS, device=table.device) // 2, table, w, 1e-5),
         [(VOCAB, WIDTH), (WIDTH,)],
+    ),
+    "layer_norm": (lambda x, w, b: layer_norm(x, w, b, 1e-5), [(ROWS, WIDTH), (WIDTH,), (WIDTH,)]),
+    "residual_layer_norm": (
+        lambda x, f, w, b: residual_layer_norm(x, f, w, b, 1e-5),
+        [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,), (WIDTH,)],
     ),
 }
 
