@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mindllm_engine.kernels.adamw import adamw, join_master, split_master
 from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.geglu import geglu, geglu_split
+from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 from mindllm_engine.kernels.square_norm import square_norm
@@ -25,6 +27,7 @@ ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
 HEAD_DIM_3B, POSITIONS_3B = 128, 2048
 FFN = 8192  # of both networks
+VOCAB_3B = 125_700
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 # Parameters that the optimizer's cases update, a token.
 PARAMETERS = 8192
@@ -260,6 +263,65 @@ def square_norm_case() -> OperatorCase:
     )
 
 
+def embedding_norm_case(shape: str, vocab: int, width: int) -> OperatorCase:
+    """4 bytes an element in bf16, and 4 back, besides the dense gradient of the table, which dwarfs both."""
+    return OperatorCase(
+        operator="embedding_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            torch.randint(vocab, (tokens,), device=device),
+            *activations(1, width)(vocab, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda tokens, table, weight: embedding_norm(tokens, table, weight, EPS),
+        eager=lambda tokens, table, weight: F.rms_norm(F.embedding(tokens, table), (width,), weight, EPS),
+        forward_bytes=lambda tokens, size: 2 * tokens * width * size,
+        backward_bytes=lambda tokens, size: (2 * tokens + vocab) * width * size,
+    )
+
+
+def layer_norm_case(shape: str, width: int) -> OperatorCase:
+    """4 and 6 bytes an element in bf16."""
+    return OperatorCase(
+        operator="layer_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(1, width)(tokens, device, dtype),
+            vector(width, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda x, weight, bias: layer_norm(x, weight, bias, EPS),
+        eager=lambda x, weight, bias: F.layer_norm(x, (width,), weight, bias, EPS),
+        forward_bytes=lambda tokens, size: 2 * tokens * width * size,
+        backward_bytes=lambda tokens, size: 3 * tokens * width * size,
+    )
+
+
+def residual_layer_norm_case(shape: str, width: int) -> OperatorCase:
+    """8 bytes an element in bf16 each way: backward has the gradients of the sum and of the norm, and gives one."""
+
+    def eager(x: Tensor, f: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + f
+        return total, F.layer_norm(total, (width,), weight, bias, EPS)
+
+    return OperatorCase(
+        operator="residual_layer_norm",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(2, width)(tokens, device, dtype),
+            vector(width, device, dtype),
+            vector(width, device, dtype),
+        ),
+        ours=lambda x, f, weight, bias: residual_layer_norm(x, f, weight, bias, EPS),
+        eager=eager,
+        forward_bytes=lambda tokens, size: 4 * tokens * width * size,
+        backward_bytes=lambda tokens, size: 4 * tokens * width * size,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
@@ -274,9 +336,13 @@ def model_cases() -> list[OperatorCase]:
         adamw_case("3B, bf16 gradient", torch.bfloat16, split=False),
         adamw_case("3B, split master", torch.float32, split=True),
         square_norm_case(),
+        embedding_norm_case("3B", VOCAB_3B, HIDDEN_3B),
+        layer_norm_case("1.3B", HIDDEN_1B),
+        residual_layer_norm_case("1.3B", HIDDEN_1B),
     ]
 
 
 def sweep_cases() -> list[OperatorCase]:
     """The row-wise operators from 1K to 64K columns."""
-    return [case(f"width {width}", width) for case in (rms_norm_case, deepnorm_residual_case) for width in SWEEP_WIDTHS]
+    cases = (rms_norm_case, deepnorm_residual_case, layer_norm_case, residual_layer_norm_case)
+    return [case(f"width {width}", width) for case in cases for width in SWEEP_WIDTHS]

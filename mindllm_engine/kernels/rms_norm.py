@@ -24,20 +24,19 @@ from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import (
     TILE,
+    WIDE_ROWS,
     WIDEST_ACCUMULATING_ROW,
     WIDEST_ROW,
     accumulating_row_tile,
     as_rows,
     empty_contiguous,
+    load_sum,
     main_grad,
     resident_programs,
     row_tile,
     sum_rows,
     wide_type,
 )
-
-# Rows that a program of the wide backward takes for its tile.
-WIDE_ROWS = 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool = False) -> Tensor:
@@ -250,19 +249,6 @@ def _forward_program(
 
 
 @triton.jit
-def _load_sum(
-    x_ptr, f_ptr, total_ptr, columns, inside, ALPHA: tl.constexpr, HAS_RESIDUAL: tl.constexpr, WIDE: tl.constexpr
-):
-    """A tile of what is normalised, in the wide type: x, or alpha * x + f rounded to its dtype, which is stored."""
-    x = tl.load(x_ptr + columns, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
-        f = tl.load(f_ptr + columns, mask=inside, other=0.0)
-        x = (x.to(WIDE) * ALPHA + f.to(WIDE)).to(x.dtype)
-        tl.store(total_ptr + columns, x, mask=inside)
-    return x.to(WIDE)
-
-
-@triton.jit
 def _store_normalised(y_ptr, w_ptr, x, rstd, columns, inside, ROUND_BEFORE_WEIGHT: tl.constexpr, WIDE: tl.constexpr):
     x_hat = x * rstd
     if ROUND_BEFORE_WEIGHT:
@@ -293,7 +279,7 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
-    x = _load_sum(
+    x = load_sum(
         x_ptr + row * x_stride,
         f_ptr + row * f_stride,
         total_ptr + row * WIDTH,
@@ -335,7 +321,7 @@ def _wide_forward_kernel(
     squares = tl.zeros((BLOCK,), dtype=WIDE)
     for first in range(0, WIDTH, BLOCK):
         columns = first + tl.arange(0, BLOCK)
-        x = _load_sum(x_ptr, f_ptr, total_ptr, columns, columns < WIDTH, ALPHA, HAS_RESIDUAL, WIDE)
+        x = load_sum(x_ptr, f_ptr, total_ptr, columns, columns < WIDTH, ALPHA, HAS_RESIDUAL, WIDE)
         squares += x * x
     rstd = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + EPS)
     tl.store(rstd_ptr + row, rstd)

@@ -22,10 +22,14 @@ from mindllm_engine.kernels.reference import statistics_dtype
 WIDEST_ROW = 16384
 WIDEST_ACCUMULATING_ROW = 8192
 TILE = 1024
+# Rows that a program of a tiled backward takes for its tile of columns.
+WIDE_ROWS = 64
 # Warps of all programs on a multiprocessor that the registers of a kernel with sums over rows leave room for.
 ACCUMULATING_WARPS = 24
 # Columns of a program that adds up partial sums.
 SUM_BLOCK = 64
+# The same for a kernel of 64 registers a thread.
+LIGHT_WARPS = 32
 
 TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
@@ -58,6 +62,12 @@ def accumulating_row_tile(width: int) -> RowTile:
     return RowTile(block, max(4, min(8, block // 256), block // 512))
 
 
+def light_row_tile(width: int) -> RowTile:
+    """For a kernel that does more than that, up to 8,192 columns: 8 elements a thread keep it at 64 registers."""
+    block = max(16, triton.next_power_of_2(width))
+    return RowTile(block, max(4, block // 256))
+
+
 def as_rows(x: Tensor) -> Tensor:
     """`x` (..., width) as (rows, width) with neighbouring columns adjacent; copies only where it must."""
     if x.ndim == 2 and x.stride(1) == 1:
@@ -76,9 +86,22 @@ def wide_type(dtype: torch.dtype) -> Any:
     return TRITON_DTYPES[statistics_dtype(dtype)]
 
 
-def resident_programs(rows: int, tile: RowTile, device: torch.device) -> int:
-    """Programs that share `rows` among them: as many as are resident at once."""
-    return min(rows, max(1, ACCUMULATING_WARPS // tile.num_warps) * multiprocessors(device))
+def resident_programs(rows: int, tile: RowTile, device: torch.device, warps: int = ACCUMULATING_WARPS) -> int:
+    """Programs that share `rows` among them: as many as are resident at once, `warps` on a multiprocessor."""
+    return min(rows, max(1, warps // tile.num_warps) * multiprocessors(device))
+
+
+@triton.jit
+def load_sum(
+    x_ptr, f_ptr, total_ptr, columns, inside, ALPHA: tl.constexpr, HAS_RESIDUAL: tl.constexpr, WIDE: tl.constexpr
+):
+    """A tile of what a norm takes, in the wide type: x, or alpha * x + f rounded to its dtype, which is stored."""
+    x = tl.load(x_ptr + columns, mask=inside, other=0.0)
+    if HAS_RESIDUAL:
+        f = tl.load(f_ptr + columns, mask=inside, other=0.0)
+        x = (x.to(WIDE) * ALPHA + f.to(WIDE)).to(x.dtype)
+        tl.store(total_ptr + columns, x, mask=inside)
+    return x.to(WIDE)
 
 
 def main_grad(weight: Tensor) -> Tensor | None:

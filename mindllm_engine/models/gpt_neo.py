@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mindllm_engine.errors import CheckpointError, ConfigError
 from mindllm_engine.kernels.attention import attention
 from mindllm_engine.kernels.bias_gelu import bias_gelu
-from mindllm_engine.kernels.layer_norm import layer_norm
+from mindllm_engine.kernels.layer_norm import residual_layer_norm
 from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.models.initialization import count_parameters, normal_
 from mindllm_engine.models.kv_cache import KVCache
@@ -77,6 +77,9 @@ class GPTNeoConfig:
 class GPTNeo(nn.Module):
     """Token + position embedding -> n_layers of `x += attention(norm(x))`, `x += ffn(norm(x))` -> norm -> logits.
 
+    Each addition to the residual stream is one pass with the norm that follows it. A branch's output therefore travels
+    beside the stream until the next norm; the first "branch" is the position embedding.
+
     Build it through `GPTNeoConfig.build`, or read a published one with
     `evaluation.gpt_neo_checkpoint.load_hf_checkpoint`.
     """
@@ -114,18 +117,19 @@ class GPTNeo(nn.Module):
         last_only: bool = False,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
-        x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.position_embedding)  # (T, hidden)
+        x = F.embedding(tokens, self.embedding)  # (T, hidden)
+        branch = F.embedding(positions, self.position_embedding)  # (T, hidden)
         cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
-            x = layer(x, cu_seqlens, cu_seqlens_k, cache)
+            x, branch = layer(x, branch, cu_seqlens, cu_seqlens_k, cache)
         if cache is not None:
             cache.advance(tokens.shape[0])
         if last_only:
-            x = x[-1:]
-        x = layer_norm(x, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
+            x, branch = x[-1:], branch[-1:]
+        _, normed = residual_layer_norm(x, branch, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
         if targets is not None:
-            return linear_cross_entropy(x, self.embedding, targets)
-        return F.linear(x, self.embedding)
+            return linear_cross_entropy(normed, self.embedding, targets)
+        return F.linear(normed, self.embedding)
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
         """An empty cache for `max_seq_len` tokens, by default the longest sequence that the network takes."""
@@ -179,20 +183,25 @@ class GPTNeoLayer(nn.Module):
         self.ffn_out = parameter(hidden, ffn)
         self.ffn_out_bias = parameter(hidden)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(T, hidden) to (T, hidden); the arguments are those of `MindLLM.forward`."""
+    def forward(
+        self, x: Tensor, branch: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and the branch yet to be added to it, each (T, hidden), to those after this layer; the
+        other arguments are those of `MindLLM.forward`."""
         config = self.config
-        normed = layer_norm(x, self.attention_norm_weight, self.attention_norm_bias, config.norm_eps)
+        x, normed = residual_layer_norm(
+            x, branch, self.attention_norm_weight, self.attention_norm_bias, config.norm_eps
+        )
         qkv = F.linear(normed, self.qkv).view(-1, 3, config.n_heads, config.head_dim)  # (T, 3, heads, head_dim)
         q, k, v = qkv.unbind(1)
         if cache is not None:
             k, v = cache.append(self.index, k, v)
         heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=self.window, scale=1.0)
-        x = x + F.linear(heads.flatten(1), self.attention_out, self.attention_out_bias)
-        normed = layer_norm(x, self.ffn_norm_weight, self.ffn_norm_bias, config.norm_eps)
+        branch = F.linear(heads.flatten(1), self.attention_out, self.attention_out_bias)
+        x, normed = residual_layer_norm(x, branch, self.ffn_norm_weight, self.ffn_norm_bias, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
         inner = bias_gelu(F.linear(normed, self.ffn_in), self.ffn_in_bias, overwrite=True)
-        return x + F.linear(inner, self.ffn_out, self.ffn_out_bias)
+        return x, F.linear(inner, self.ffn_out, self.ffn_out_bias)
 
 
 # Parameters outside the layers, and of one layer, under the names of transformers' GPTNeoForCausalLM.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.geglu import geglu, geglu_split
+from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 
-ROWS, WIDTH = 5, 24
+ROWS, WIDTH, VOCAB = 5, 24, 9
 Case = Callable[[str, torch.dtype], tuple[Any, ...]]
 
 
@@ -31,6 +33,10 @@ def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
 
 def places(count: int) -> Callable[[str, torch.dtype], Tensor]:
     return lambda device, dtype: torch.arange(count, device=device).flip(0)
+
+
+def tokens(device: str, dtype: torch.dtype) -> Tensor:
+    return torch.randint(VOCAB, (ROWS,), device=device)
 
 
 # Arguments of each registered operator: values, or functions of device and dtype.
@@ -71,6 +77,23 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         *(1e-3, 1e-2, 1.5, 0.9, 0.95, 1e-8),
     ),
     "square_norm": (statistic(WIDTH),),
+    "embedding_norm": (tokens, tensor(VOCAB, WIDTH), tensor(WIDTH), 1e-5),
+    "embedding_norm_backward": (
+        tensor(ROWS, WIDTH),
+        tokens,
+        tensor(VOCAB, WIDTH),
+        tensor(WIDTH),
+        statistic(ROWS),
+    ),
+    "layer_norm": (tensor(ROWS, WIDTH), tensor(WIDTH), tensor(WIDTH), 1e-5),
+    "residual_layer_norm": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH), tensor(WIDTH), 1e-5),
+    "layer_norm_backward": (
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(ROWS, WIDTH),
+        tensor(WIDTH),
+        statistic(2 * ROWS),
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -89,6 +112,15 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "geglu": (lambda gate_up: geglu(gate_up.clone(), overwrite=True), [(ROWS, 2 * WIDTH)]),
     "geglu_split": (lambda gate, up: geglu_split(gate, up, "none"), [(ROWS, WIDTH), (ROWS, WIDTH)]),
     "bias_gelu": (lambda x, bias: bias_gelu(x.clone(), bias, overwrite=True), [(ROWS, WIDTH), (WIDTH,)]),
+    "embedding_norm": (
+        lambda table, w: embedding_norm(torch.arange(ROWS, device=table.device) // 2, table, w, 1e-5),
+        [(VOCAB, WIDTH), (WIDTH,)],
+    ),
+    "layer_norm": (lambda x, w, b: layer_norm(x, w, b, 1e-5), [(ROWS, WIDTH), (WIDTH,), (WIDTH,)]),
+    "residual_layer_norm": (
+        lambda x, f, w, b: residual_layer_norm(x, f, w, b, 1e-5),
+        [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,), (WIDTH,)],
+    ),
 }
 
 
