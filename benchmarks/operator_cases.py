@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mindllm_engine.kernels.cross_entropy import cross_entropy
+from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 
 EPS = 1e-5
 # DeepNorm's alpha of 32 layers.
 ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
+VOCAB_3B, VOCAB_1B = 125_700, 100_000
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 Make = Callable[[int, torch.device, torch.dtype], tuple[Any, ...]]
@@ -99,11 +102,53 @@ def deepnorm_residual_case(shape: str, width: int) -> OperatorCase:
     )
 
 
+def cross_entropy_case(shape: str, vocab: int) -> OperatorCase:
+    """2 and 4 bytes a logit in bf16."""
+    return OperatorCase(
+        operator="cross_entropy",
+        shape=shape,
+        width=vocab,
+        make=lambda tokens, device, dtype: (
+            *activations(1, vocab)(tokens, device, dtype),
+            torch.randint(0, vocab, (tokens,), device=device),
+        ),
+        ours=cross_entropy,
+        eager=lambda logits, targets: F.cross_entropy(logits.float(), targets, reduction="none"),
+        forward_bytes=lambda tokens, size: tokens * vocab * size,
+        backward_bytes=lambda tokens, size: 2 * tokens * vocab * size,
+    )
+
+
+def linear_cross_entropy_case(shape: str, width: int, vocab: int) -> OperatorCase:
+    """Three GEMMs. The gradients of both matrices are made in the forward."""
+    return OperatorCase(
+        operator="linear_cross_entropy",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(1, width)(tokens, device, dtype),
+            torch.randn(vocab, width, device=device, dtype=dtype).requires_grad_(),
+            torch.randint(0, vocab, (tokens,), device=device),
+        ),
+        ours=linear_cross_entropy,
+        eager=lambda hidden, weight, targets: F.cross_entropy(
+            F.linear(hidden, weight).float(), targets, reduction="none"
+        ),
+        forward_bytes=lambda tokens, size: 2 * (tokens + vocab) * width * size,
+        backward_bytes=lambda tokens, size: 2 * (tokens + vocab) * width * size,
+        flops=lambda tokens: 6 * tokens * width * vocab,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
         rms_norm_case("3B", HIDDEN_3B),
         deepnorm_residual_case("3B", HIDDEN_3B),
+        cross_entropy_case("3B", VOCAB_3B),
+        cross_entropy_case("1.3B", VOCAB_1B),
+        linear_cross_entropy_case("3B", HIDDEN_3B, VOCAB_3B),
+        linear_cross_entropy_case("1.3B", HIDDEN_1B, VOCAB_1B),
     ]
 
 
