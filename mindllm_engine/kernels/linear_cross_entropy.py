@@ -282,7 +282,7 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
     """
     if total.dtype == a.dtype:
         total.addmm_(a, b, alpha=alpha)
-    elif total.is_cuda:
+    elif total.is_cuda or total.is_meta:
         torch.addmm(total, a, b, out_dtype=total.dtype, alpha=alpha, out=total)
     else:
         total.add_(torch.mm(a, b), alpha=alpha)
@@ -375,8 +375,9 @@ class _Reference(torch.autograd.Function):
         ignored = targets == ctx.options[0]
         used = upstream[~ignored]
         if used.numel() and not bool((used == used[0]).all()):
+            ignore_index, z_loss = ctx.options
             _, grad_hidden, grad_weight = _reference_chunks(
-                hidden, weight, targets, *ctx.options, upstream.masked_fill(ignored, 0)
+                hidden, weight, targets, ignore_index, z_loss, upstream.masked_fill(ignored, 0)
             )
             return grad_hidden, grad_weight.to(weight.dtype), *[None] * 4  # type: ignore[union-attr]
         factor = used[0] if used.numel() else upstream.new_zeros(())
@@ -414,8 +415,8 @@ def _reference_chunks(
         losses[part] = loss if logsumexp is None else loss + z_loss * logsumexp.square()
         if upstream is None or grad_hidden is None or grad_weight is None or chunk_grad_weight is None:
             continue
-        # The chunk now holds probabilities p. dlogits = upstream * (p * (1 + 2 z logsumexp) - onehot): the one-hot part
-        # touches one entry a row, in fp32 before it is rounded, and upstream goes onto the narrow sides of the products.
+        # The chunk now holds probabilities p; dlogits = upstream * (p * (1 + 2 z logsumexp) - onehot). The one-hot part
+        # touches one entry a row, in fp32 before it is rounded; upstream goes onto the narrow sides of the products.
         of_target = torch.expm1(-loss)
         if logsumexp is not None:
             logits.mul_((1 + 2 * z_loss * logsumexp).unsqueeze(1))

@@ -77,18 +77,14 @@ def test_gradients_equal_torch(tokens: int, reduction: str, device: str) -> None
         }[reduction]()
 
     with poisoned_memory():
-        ours = torch.autograd.grad(
-            reduced(linear_cross_entropy(hidden, weight, targets, z_loss=Z)), (hidden, weight)
-        )
+        ours = torch.autograd.grad(reduced(linear_cross_entropy(hidden, weight, targets, z_loss=Z)), (hidden, weight))
     theirs = torch.autograd.grad(reduced(torchs(hidden, weight, targets, Z)), (hidden, weight))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_gradients_are_those_of_finite_differences(
-    z_loss: float, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_those_of_finite_differences(z_loss: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SMALLEST_CHUNK", 2)
     hidden, weight, targets = case(device, tokens=3, vocab=4)
     targets[1] = -100

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mindllm_engine.kernels.cross_entropy import cross_entropy
+from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 
-ROWS, WIDTH = 5, 24
+ROWS, WIDTH, VOCAB = 5, 24, 9
 Case = Callable[[str, torch.dtype], tuple[Any, ...]]
 
 
@@ -20,6 +22,10 @@ def tensor(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
 
 def statistic(*shape: int) -> Callable[[str, torch.dtype], Tensor]:
     return lambda device, dtype: torch.rand(shape, device=device) + 0.5
+
+
+def targets(count: int, vocab: int) -> Callable[[str, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.arange(count, device=device) % vocab
 
 
 # Arguments of each registered operator: values, or functions of device and dtype.
@@ -36,6 +42,27 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         1.7,
     ),
     "sum_rows": (statistic(ROWS, WIDTH), torch.float32),
+    "cross_entropy": (tensor(ROWS, VOCAB), targets(ROWS, VOCAB), -100, 0.1),
+    "cross_entropy_backward": (
+        statistic(ROWS),
+        tensor(ROWS, VOCAB),
+        targets(ROWS, VOCAB),
+        statistic(ROWS),
+        statistic(ROWS),
+        -100,
+        0.1,
+    ),
+    "linear_cross_entropy": (tensor(ROWS, WIDTH), tensor(VOCAB, WIDTH), targets(ROWS, VOCAB), -100, 0.1, True, True),
+    "linear_cross_entropy_backward": (
+        statistic(ROWS),
+        tensor(ROWS, WIDTH),
+        tensor(VOCAB, WIDTH),
+        targets(ROWS, VOCAB),
+        tensor(ROWS, WIDTH),
+        statistic(VOCAB, WIDTH),
+        -100,
+        0.1,
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -44,6 +71,15 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "deepnorm_residual": (
         lambda x, f, w: deepnorm_residual_and_sum(x, f, w, 1.7, 1e-5),
         [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,)],
+    ),
+    # Losses are fp32 whatever goes in; rounded here to be as the others are.
+    "cross_entropy": (
+        lambda x: cross_entropy(x, targets(ROWS, VOCAB)(x.device, x.dtype), z_loss=0.1).to(x.dtype),
+        [(ROWS, VOCAB)],
+    ),
+    "linear_cross_entropy": (
+        lambda h, w: linear_cross_entropy(h, w, targets(ROWS, VOCAB)(h.device, h.dtype), z_loss=0.01).to(h.dtype),
+        [(ROWS, WIDTH), (VOCAB, WIDTH)],
     ),
 }
 
