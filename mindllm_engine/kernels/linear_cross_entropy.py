@@ -9,18 +9,18 @@ Bytes beside the GEMMs, in bf16: 6 a logit for the kernel in between (it reads t
 from the L2 cache, and writes it), and 8 an element of weight and chunk for adding to dweight. At 16,384 tokens, a
 vocabulary of 125,700 and a hidden size of 2,560, for an H200 that moves 4.3 TB/s and computes 750 TFLOP/s:
 
-    rows a chunk                            768    1024    1664    3328
-    scratch, share of the bf16 logits     4.7 %   6.3 %  10.2 %  20.3 %
-    the three GEMMs of all tokens, ms      42.2    42.2    42.2    42.2
-    kernel, second read from L2, ms         1.9     1.9     1.9     1.9     2.9 where L2 holds nothing
-    traffic of the sum of dweight, ms      13.2     9.6     6.0     3.0     hidden where the GEMM overlaps it
-    dweight's GEMM alone, ms a chunk        0.66    0.88    1.43    2.86    against 0.60 ms of that traffic
-    128 x 256 tiles of dhidden               60      80     130     260     of 132 multiprocessors
-    128 x 128 tiles of dhidden              120     160     260     520
+    rows a chunk                                    768     1024     1664     2048     3328     4096
+    scratch, of the bf16 logits                   4.7 %    6.2 %   10.2 %   12.5 %   20.3 %   25.0 %
+    the sum of dweight, ms of traffic              13.2      9.6      6.0      4.8      3.0      2.4
+    the same of one chunk, ms                      0.60     0.60     0.60     0.60     0.60     0.60
+    dweight's GEMM of one chunk, ms                0.66     0.88     1.43     1.76     2.86     3.51
+    tiles of dhidden, 128 x 256                      60       80      130      160      260      320
+    tiles of dhidden, 128 x 128                     120      160      260      320      520      640
 
-Small chunks are bounded by the sum of dweight, large ones cost memory. A chunk is a twentieth of the batch, and not
-under 768 rows, where the traffic would pass the GEMM's own time. Both numbers follow from this arithmetic, not from a
-measurement; whether the sum hides behind the GEMM is what a GPU must tell.
+against 42.2 ms for the three GEMMs of all tokens and 1.9 ms for the kernel (2.9 where L2 keeps nothing); 132 tiles run
+at once. Small chunks are bounded by the sum of dweight where its GEMM does not hide it, large ones cost memory. A chunk
+is a twentieth of the batch, and not under 768 rows, below which the sum takes longer than the GEMM. Both numbers follow
+from this arithmetic, not from a measurement: how much the GEMM hides is what a GPU must tell.
 """
 
 from typing import Any

@@ -112,6 +112,7 @@ class GPTNeo(nn.Module):
         targets: Tensor | None = None,
         cache: KVCache | None = None,
         last_only: bool = False,
+        grad_scale: float | None = None,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
         x = F.embedding(tokens, self.embedding) + F.embedding(positions, self.position_embedding)  # (T, hidden)
@@ -124,7 +125,7 @@ class GPTNeo(nn.Module):
             x = x[-1:]
         x = layer_norm(x, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
         if targets is not None:
-            return linear_cross_entropy(x, self.embedding, targets)
+            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
         return F.linear(x, self.embedding)
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
