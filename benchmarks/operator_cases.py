@@ -14,9 +14,11 @@ from torch import Tensor
 
 from mindllm_engine.kernels.adamw import adamw, join_master, split_master
 from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.cross_entropy import cross_entropy
 from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.geglu import geglu, geglu_split
 from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
+from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 from mindllm_engine.kernels.square_norm import square_norm
@@ -27,7 +29,7 @@ ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
 HEAD_DIM_3B, POSITIONS_3B = 128, 2048
 FFN = 8192  # of both networks
-VOCAB_3B = 125_700
+VOCAB_3B, VOCAB_1B = 125_700, 100_000
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 # Parameters that the optimizer's cases update, a token.
 PARAMETERS = 8192
@@ -322,6 +324,44 @@ def residual_layer_norm_case(shape: str, width: int) -> OperatorCase:
     )
 
 
+def cross_entropy_case(shape: str, vocab: int) -> OperatorCase:
+    """2 and 4 bytes a logit in bf16."""
+    return OperatorCase(
+        operator="cross_entropy",
+        shape=shape,
+        width=vocab,
+        make=lambda tokens, device, dtype: (
+            *activations(1, vocab)(tokens, device, dtype),
+            torch.randint(0, vocab, (tokens,), device=device),
+        ),
+        ours=cross_entropy,
+        eager=lambda logits, targets: F.cross_entropy(logits.float(), targets, reduction="none"),
+        forward_bytes=lambda tokens, size: tokens * vocab * size,
+        backward_bytes=lambda tokens, size: 2 * tokens * vocab * size,
+    )
+
+
+def linear_cross_entropy_case(shape: str, width: int, vocab: int) -> OperatorCase:
+    """Three GEMMs. The gradients of both matrices are made in the forward."""
+    return OperatorCase(
+        operator="linear_cross_entropy",
+        shape=shape,
+        width=width,
+        make=lambda tokens, device, dtype: (
+            *activations(1, width)(tokens, device, dtype),
+            torch.randn(vocab, width, device=device, dtype=dtype).requires_grad_(),
+            torch.randint(0, vocab, (tokens,), device=device),
+        ),
+        ours=linear_cross_entropy,
+        eager=lambda hidden, weight, targets: F.cross_entropy(
+            F.linear(hidden, weight).float(), targets, reduction="none"
+        ),
+        forward_bytes=lambda tokens, size: 2 * (tokens + vocab) * width * size,
+        backward_bytes=lambda tokens, size: 2 * (tokens + vocab) * width * size,
+        flops=lambda tokens: 6 * tokens * width * vocab,
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
@@ -339,6 +379,10 @@ def model_cases() -> list[OperatorCase]:
         embedding_norm_case("3B", VOCAB_3B, HIDDEN_3B),
         layer_norm_case("1.3B", HIDDEN_1B),
         residual_layer_norm_case("1.3B", HIDDEN_1B),
+        cross_entropy_case("3B", VOCAB_3B),
+        cross_entropy_case("1.3B", VOCAB_1B),
+        linear_cross_entropy_case("3B", HIDDEN_3B, VOCAB_3B),
+        linear_cross_entropy_case("1.3B", HIDDEN_1B, VOCAB_1B),
     ]
 
 

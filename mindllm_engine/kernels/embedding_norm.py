@@ -16,6 +16,7 @@ parts cost 8 bytes an element of a distinct token, written and read. One kernel 
 holds over 100 registers a thread, too many to keep the memory busy.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import rms_norm
 from mindllm_engine.kernels.rows import (
@@ -64,7 +65,7 @@ def embedding_norm(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) ->
         raise ValueError(f"a table of {tuple(table.shape)} and a weight of {tuple(weight.shape)} do not agree")
     if not use_triton(table) or table.shape[1] > WIDEST_ACCUMULATING_ROW:
         return rms_norm(F.embedding(tokens, table), weight, eps)
-    return _EmbeddingNorm.apply(tokens, table, weight, eps, main_grad(table), main_grad(weight))
+    return _apply_embedding_norm(tokens, table, weight, eps, main_grad(table), main_grad(weight))
 
 
 class _EmbeddingNorm(torch.autograd.Function):
@@ -96,33 +97,28 @@ class _EmbeddingNorm(torch.autograd.Function):
         return None, grad_table, sum_rows(partial, weight.dtype, ctx.weight_into), None, None, None
 
 
+_apply_embedding_norm = differentiable(_EmbeddingNorm)
+
+
 def _run_forward(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y, rstd = _allocate_forward(tokens, table, weight, eps)
     rows = as_rows(table)
     vocab, width = rows.shape
-    tile = row_tile(width)
-    launch(
-        _forward_kernel,
-        (tokens.shape[0],),
-        tokens.contiguous(),
-        rows,
-        weight,
-        y,
-        rstd,
-        rows.stride(0),
-        WIDTH=width,
-        VOCAB=vocab,
-        EPS=eps,
-        WIDE=wide_type(table.dtype),
-        BLOCK=tile.block,
-        num_warps=tile.num_warps,
-    )
+    program = _forward_program(width, vocab, eps, table.dtype)
+    program((tokens.shape[0], 1, 1), tokens.contiguous(), rows, weight, y, rstd, rows.stride(0))
     return y, rstd
 
 
 def _allocate_forward(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y = torch.empty(tokens.shape[0], table.shape[1], dtype=table.dtype, device=table.device)
     return y, torch.empty(tokens.shape[0], dtype=statistics_dtype(table.dtype), device=table.device)
+
+
+@cache
+def _forward_program(width: int, vocab: int, eps: float, dtype: torch.dtype) -> Program:
+    tile = row_tile(width)
+    constants = {"WIDTH": width, "VOCAB": vocab, "EPS": eps, "WIDE": wide_type(dtype), "BLOCK": tile.block}
+    return Program(_forward_kernel, tile.num_warps, **constants)
 
 
 @triton.jit
@@ -188,42 +184,28 @@ def _launch_backward(
     positions, width = grad_rows.shape
     # The sum of the part of a run that begins at a sorted position; other rows stay unwritten.
     sums = torch.empty(positions, width, dtype=rstd.dtype, device=table.device)
-    launch(
-        _sum_parts_kernel,
-        (triton.cdiv(positions, CHUNK), triton.cdiv(width, SUM_TILE)),
-        grad_rows,
-        order,
-        sorted_tokens,
-        sums,
-        grad_rows.stride(0),
-        positions,
-        WIDTH=width,
-        CHUNK=CHUNK,
-        WIDE=wide_type(table.dtype),
-        BLOCK=SUM_TILE,
-        num_warps=2,
-    )
-    tile = light_row_tile(width)
-    launch(
-        _finish_runs_kernel,
-        (partial.shape[0],),
-        sums,
-        order,
-        sorted_tokens,
-        table_rows,
-        weight,
-        rstd,
-        grad_table,
-        partial,
-        table_rows.stride(0),
-        positions,
-        WIDTH=width,
-        VOCAB=table.shape[0],
-        CHUNK=CHUNK,
-        ADD=add,
-        WIDE=wide_type(table.dtype),
-        BLOCK=tile.block,
-        num_warps=tile.num_warps,
+    sum_parts, finish_runs = _backward_programs(width, table.shape[0], CHUNK, add, table.dtype)
+    grid = (triton.cdiv(positions, CHUNK), triton.cdiv(width, SUM_TILE), 1)
+    sum_parts(grid, grad_rows, order, sorted_tokens, sums, grad_rows.stride(0), positions)
+    tensors = (sums, order, sorted_tokens, table_rows, weight, rstd, grad_table, partial)
+    finish_runs((partial.shape[0], 1, 1), *tensors, table_rows.stride(0), positions)
+
+
+@cache
+def _backward_programs(width: int, vocab: int, chunk: int, add: bool, dtype: torch.dtype) -> tuple[Program, Program]:
+    wide, tile = wide_type(dtype), light_row_tile(width)
+    return (
+        Program(_sum_parts_kernel, num_warps=2, WIDTH=width, CHUNK=chunk, WIDE=wide, BLOCK=SUM_TILE),
+        Program(
+            _finish_runs_kernel,
+            tile.num_warps,
+            WIDTH=width,
+            VOCAB=vocab,
+            CHUNK=chunk,
+            ADD=add,
+            WIDE=wide,
+            BLOCK=tile.block,
+        ),
     )
 
 

@@ -1,6 +1,8 @@
-"""Mends Triton's interpreter, which runs kernels in Python where there is no GPU: its casts to bf16 truncate.
+"""Mends Triton's interpreter, which runs kernels in Python where there is no GPU: its casts to bf16 truncate, and its
+fused multiply-add rounds the product.
 
-A GPU rounds to nearest, ties to even. Imported by `launch` when TRITON_INTERPRET=1; seen on triton 3.6 to 3.9.
+A GPU rounds to nearest, ties to even, and rounds `x * y + z` once. Imported by `launch` when TRITON_INTERPRET=1; seen
+on triton 3.6 to 3.9.
 """
 
 from typing import Any
@@ -13,8 +15,15 @@ _convert_other = interpreter._convert_float
 
 
 def mend_interpreter() -> None:
-    """Round to nearest even in every conversion to bf16; widen bf16 by a shift."""
+    """Round to nearest even in every conversion to bf16; widen bf16 by a shift; round a multiply-add once."""
     interpreter._convert_float = _convert_float
+    interpreter.InterpreterBuilder.create_fma = _multiply_add
+
+
+def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """`x * y + z`, in fp64 for fp32, whose products are exact there."""
+    total = x.data.astype(np.float64) * y.data + z.data
+    return interpreter.TensorHandle(total.astype(z.data.dtype), z.dtype.scalar)
 
 
 def _convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ cache, for the output. The backward holds the row and the partial sums of dweigh
 it takes two means of each row first and then works on tiles of many rows, and reads x and dy twice.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import launch
-from mindllm_engine.kernels.operator import Operator
+from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rows import (
     LIGHT_WARPS,
@@ -54,7 +55,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     _check_width(x, weight, bias)
     if not use_triton(x):
         return _reference(x, weight, bias, eps)
-    return _LayerNorm.apply(x, weight, bias, eps, main_grad(weight), main_grad(bias))
+    return _apply_layer_norm(x, weight, bias, eps, main_grad(weight), main_grad(bias))
 
 
 def residual_layer_norm(x: Tensor, f: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,7 @@ def residual_layer_norm(x: Tensor, f: Tensor, weight: Tensor, bias: Tensor, eps:
     if not use_triton(x):
         total = x + f
         return total, _reference(total, weight, bias, eps)
-    return _ResidualLayerNorm.apply(x, f, weight, bias, eps, main_grad(weight), main_grad(bias))
+    return _apply_residual_layer_norm(x, f, weight, bias, eps, main_grad(weight), main_grad(bias))
 
 
 def _check_width(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -133,6 +134,10 @@ class _ResidualLayerNorm(torch.autograd.Function):
         return grad, grad, grad_weight, grad_bias, None, None, None
 
 
+_apply_layer_norm = differentiable(_LayerNorm)
+_apply_residual_layer_norm = differentiable(_ResidualLayerNorm)
+
+
 def _backward(ctx: Any, grad_y: Tensor, grad_total: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of what was normalised, of the weight and of the bias."""
     x, weight, bias, statistics = ctx.saved_tensors
@@ -181,26 +186,24 @@ def _launch_forward(
 ) -> None:
     x_rows = as_rows(x)
     f_rows = x_rows if f is None else as_rows(f)
-    width = x.shape[-1]
+    if total is None:
+        total = y
+    program = _forward_program(x.shape[-1], eps, f is not None, x.dtype)
+    strides = (x_rows.stride(0), f_rows.stride(0))
+    program((x_rows.shape[0], 1, 1), x_rows, f_rows, weight, bias, total, y, statistics, *strides)
+
+
+@cache
+def _forward_program(width: int, eps: float, has_residual: bool, dtype: torch.dtype) -> Program:
     tile = row_tile(width)
-    launch(
+    return Program(
         _forward_kernel if width <= WIDEST_ROW else _wide_forward_kernel,
-        (x_rows.shape[0],),
-        x_rows,
-        f_rows,
-        weight,
-        bias,
-        y if total is None else total,
-        y,
-        statistics,
-        x_rows.stride(0),
-        f_rows.stride(0),
+        tile.num_warps,
         WIDTH=width,
         EPS=eps,
-        HAS_RESIDUAL=f is not None,
-        WIDE=wide_type(x.dtype),
+        HAS_RESIDUAL=has_residual,
+        WIDE=wide_type(dtype),
         BLOCK=tile.block,
-        num_warps=tile.num_warps,
     )
 
 
@@ -327,41 +330,34 @@ def _launch_backward(
     rows, width = x_rows.shape
     tensors = (grad_rows, grad_total_rows, x_rows, weight, statistics, grad, partial_weight, partial_bias)
     strides = (grad_rows.stride(0), grad_total_rows.stride(0), x_rows.stride(0))
-    constants = {"WIDTH": width, "HAS_GRAD_TOTAL": grad_total is not None, "WIDE": wide_type(x.dtype)}
+    programs = partial_weight.shape[0]
     if width <= WIDEST_ACCUMULATING_ROW:
-        tile = light_row_tile(width)
-        grid = (partial_weight.shape[0],)
-        launch(
-            _backward_kernel, grid, *tensors, *strides, rows, **constants, BLOCK=tile.block, num_warps=tile.num_warps
-        )
+        program = _backward_program(width, grad_total is not None, x.dtype)
+        program((programs, 1, 1), *tensors, *strides, rows)
         return
+    take_means, program = _wide_backward_programs(width, grad_total is not None, WIDE_ROWS, x.dtype)
     means = torch.empty_like(statistics)
-    launch(
-        _wide_means_kernel,
-        (rows,),
-        grad_rows,
-        x_rows,
-        weight,
-        statistics,
-        means,
-        grad_rows.stride(0),
-        x_rows.stride(0),
-        WIDTH=width,
-        WIDE=wide_type(x.dtype),
-        BLOCK=TILE,
-        num_warps=4,
-    )
-    launch(
-        _wide_backward_kernel,
-        (triton.cdiv(width, TILE), partial_weight.shape[0]),
-        *tensors,
-        means,
-        *strides,
-        rows,
-        **constants,
-        ROWS=WIDE_ROWS,
-        BLOCK=TILE,
-        num_warps=4,
+    take_means((rows, 1, 1), grad_rows, x_rows, weight, statistics, means, grad_rows.stride(0), x_rows.stride(0))
+    program((triton.cdiv(width, TILE), programs, 1), *tensors, means, *strides, rows)
+
+
+@cache
+def _backward_program(width: int, has_grad_total: bool, dtype: torch.dtype) -> Program:
+    tile = light_row_tile(width)
+    constants = {"WIDTH": width, "HAS_GRAD_TOTAL": has_grad_total, "WIDE": wide_type(dtype), "BLOCK": tile.block}
+    return Program(_backward_kernel, tile.num_warps, **constants)
+
+
+@cache
+def _wide_backward_programs(
+    width: int, has_grad_total: bool, wide_rows: int, dtype: torch.dtype
+) -> tuple[Program, Program]:
+    wide = wide_type(dtype)
+    return (
+        Program(_wide_means_kernel, WIDTH=width, WIDE=wide, BLOCK=TILE),
+        Program(
+            _wide_backward_kernel, WIDTH=width, HAS_GRAD_TOTAL=has_grad_total, WIDE=wide, ROWS=wide_rows, BLOCK=TILE
+        ),
     )
 
 

@@ -230,8 +230,13 @@ def _launch(
     kv_heads = k.shape[1]
     written_heads = heads + kv_heads if v is None else heads + 2 * kv_heads
     q, k, v = (_with_adjacent_channels(x) for x in (q, k, k if v is None else v))
-    program = _program(heads, kv_heads, written_heads, out.shape[1], head_dim, direction, interleaved, q.dtype)
-    blocks = triton.cdiv(written_heads, program.constants["BLOCK_HEADS"])
+    block_half = triton.next_power_of_2(head_dim // 2)
+    block_heads = min(triton.next_power_of_2(written_heads), TILE_ELEMENTS // (2 * block_half))
+    # In place, no element may lie with two threads: a tile has a pair of channels for each thread of a warp.
+    block_heads = max(1, 32 // block_half, block_heads)
+    shape = (heads, kv_heads, written_heads, out.shape[1], head_dim, block_heads, block_half)
+    program = _program(*shape, direction, interleaved, q.dtype)
+    blocks = triton.cdiv(written_heads, block_heads)
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
     program((tokens * blocks, 1, 1), q, k, v, out, positions.contiguous(), table.contiguous(), *strides)
 
@@ -243,14 +248,12 @@ def _program(
     written_heads: int,
     out_heads: int,
     head_dim: int,
+    block_heads: int,
+    block_half: int,
     direction: int,
     interleaved: bool,
     dtype: torch.dtype,
 ) -> Program:
-    block_half = triton.next_power_of_2(head_dim // 2)
-    block_heads = min(triton.next_power_of_2(written_heads), TILE_ELEMENTS // (2 * block_half))
-    # In place, no element may lie with two threads: a tile has a pair of channels for each thread of a warp.
-    block_heads = max(1, 32 // block_half, block_heads)
     return Program(
         _rotary_kernel,
         num_warps=max(1, min(8, 2 * block_heads * block_half // (32 * THREAD_ELEMENTS))),

@@ -115,6 +115,7 @@ class GPTNeo(nn.Module):
         targets: Tensor | None = None,
         cache: KVCache | None = None,
         last_only: bool = False,
+        grad_scale: float | None = None,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
         x = F.embedding(tokens, self.embedding)  # (T, hidden)

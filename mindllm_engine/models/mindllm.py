@@ -125,6 +125,7 @@ class MindLLM(nn.Module):
         targets: Tensor | None = None,
         cache: KVCache | None = None,
         last_only: bool = False,
+        grad_scale: float | None = None,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents that do not see each other.
 
@@ -135,6 +136,8 @@ class MindLLM(nn.Module):
             targets: (T,) next tokens, -100 where there is no loss.
             cache: What came before, for a single sequence; the call extends it by `tokens`.
             last_only: Give the logits of the last token alone, (1, vocab_size).
+            grad_scale: A promise that backward will follow and that the upstream gradient of every loss will be this
+                number (see `linear_cross_entropy`).
 
         Returns (T, vocab_size) logits in the parameters' dtype, or (T,) losses in fp32.
         """
@@ -149,7 +152,7 @@ class MindLLM(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[0])
         if targets is not None:
-            return linear_cross_entropy(x, self.embedding, targets)
+            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
         return F.linear(x[-1:] if last_only else x, self.embedding)
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:

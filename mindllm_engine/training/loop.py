@@ -100,8 +100,10 @@ def train_step(run: Run) -> StepTotals:
     losses = SourceLosses(len(run.data.sources), run.world.device)
     for batch in run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size):
         batch = batch.to(run.world.device)
-        token_losses = run.model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)  # (T,)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
+        token_losses = run.model(
+            batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / batch_tokens
+        )  # (T,)
         (token_losses.sum() / batch_tokens).backward()
         losses.add(batch, token_losses)
     supervised = losses.counted()

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.bias_gelu import bias_gelu
+from mindllm_engine.kernels.cross_entropy import cross_entropy
 from mindllm_engine.kernels.embedding_norm import embedding_norm
 from mindllm_engine.kernels.geglu import geglu, geglu_split
 from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
+from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 
@@ -37,6 +39,10 @@ def places(count: int) -> Callable[[str, torch.dtype], Tensor]:
 
 def tokens(device: str, dtype: torch.dtype) -> Tensor:
     return torch.randint(VOCAB, (ROWS,), device=device)
+
+
+def targets(count: int, vocab: int) -> Callable[[str, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.arange(count, device=device) % vocab
 
 
 # Arguments of each registered operator: values, or functions of device and dtype.
@@ -94,6 +100,27 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         tensor(WIDTH),
         statistic(2 * ROWS),
     ),
+    "cross_entropy": (tensor(ROWS, VOCAB), targets(ROWS, VOCAB), -100, 0.1),
+    "cross_entropy_backward": (
+        statistic(ROWS),
+        tensor(ROWS, VOCAB),
+        targets(ROWS, VOCAB),
+        statistic(ROWS),
+        statistic(ROWS),
+        -100,
+        0.1,
+    ),
+    "linear_cross_entropy": (tensor(ROWS, WIDTH), tensor(VOCAB, WIDTH), targets(ROWS, VOCAB), -100, 0.1, True, True),
+    "linear_cross_entropy_backward": (
+        statistic(ROWS),
+        tensor(ROWS, WIDTH),
+        tensor(VOCAB, WIDTH),
+        targets(ROWS, VOCAB),
+        tensor(ROWS, WIDTH),
+        statistic(VOCAB, WIDTH),
+        -100,
+        0.1,
+    ),
 }
 
 # Public functions of floating-point tensors alone, with the shapes of their inputs.
@@ -120,6 +147,15 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "residual_layer_norm": (
         lambda x, f, w, b: residual_layer_norm(x, f, w, b, 1e-5),
         [(ROWS, WIDTH), (ROWS, WIDTH), (WIDTH,), (WIDTH,)],
+    ),
+    # Losses are fp32 whatever goes in; rounded here to be as the others are.
+    "cross_entropy": (
+        lambda x: cross_entropy(x, targets(ROWS, VOCAB)(x.device, x.dtype), z_loss=0.1).to(x.dtype),
+        [(ROWS, VOCAB)],
+    ),
+    "linear_cross_entropy": (
+        lambda h, w: linear_cross_entropy(h, w, targets(ROWS, VOCAB)(h.device, h.dtype), z_loss=0.01).to(h.dtype),
+        [(ROWS, WIDTH), (VOCAB, WIDTH)],
     ),
 }
 
