@@ -18,6 +18,8 @@ PEER_MEDIAN, PEER_EACH = 1.0, 0.97
 # The fused projection and loss: share of the speed of three bare products, memory as a share of the logits, and Liger.
 PRODUCTS_BAR, LOGITS_BAR, LIGER_BAR = 0.9, 0.05, 5.0
 LOSS = "linear_cross_entropy"
+# The same as training runs it, with dweight added to the main gradient: what its speed and memory are judged by.
+LOSS_IN_TRAINING = "linear_cross_entropy_main_grad"
 BF16_BYTES = 2
 PRODUCTS = "three bare GEMMs"
 
@@ -107,24 +109,25 @@ def peer_bar(rows: list[Measurement], operator: str) -> Row:
 
 def loss_bars(rows: list[Measurement], vocab: int) -> list[Row]:
     """The three bars of the fused projection and cross-entropy."""
-    place = f"{LOSS}, {BAR_TOKENS} tokens of {BAR_SHAPE}"
-    products = bar_row(f"{place}: speed", "ms", PRODUCTS, PRODUCTS_BAR)
-    memory = bar_row(f"{place}: memory as a share of the logits at most", "MB", "logits", LOGITS_BAR)
-    liger = bar_row(f"{place}: speed", "ms", "liger", LIGER_BAR)
-    at_place = {
-        row.provider: row
+    place = f"{BAR_TOKENS} tokens of {BAR_SHAPE}"
+    products = bar_row(f"{LOSS_IN_TRAINING}, {place}: speed", "ms", PRODUCTS, PRODUCTS_BAR)
+    memory = bar_row(
+        f"{LOSS_IN_TRAINING}, {place}: memory as a share of the logits at most", "MB", "logits", LOGITS_BAR
+    )
+    liger = bar_row(f"{LOSS}, {place}: speed", "ms", "liger", LIGER_BAR)
+    measured = {
+        (row.operator, row.provider): row
         for row in rows
-        if (row.operator, row.shape, row.tokens, row.mode) == (LOSS, BAR_SHAPE, BAR_TOKENS, "full") and row.seconds
+        if (row.shape, row.tokens, row.mode) == (BAR_SHAPE, BAR_TOKENS, "full") and row.seconds
     }
-    ours = at_place.get("ours")
-    if ours is None:
-        return [products, memory, liger]
-    for bar, peer in ((products, at_place.get(PRODUCTS)), (liger, at_place.get("liger"))):
-        if peer is None:
-            bar["reason"] = f"{bar['peer_name']} was not measured"
-        else:
+    for bar, operator, provider in ((products, LOSS_IN_TRAINING, PRODUCTS), (liger, LOSS, "liger")):
+        ours, peer = measured.get((operator, "ours")), measured.get((operator, provider))
+        if ours and peer:
             bar.update(filled(bar, 1e3 * seconds_of(ours), 1e3 * seconds_of(peer), ratio_of((ours, peer))))
-    if ours.memory is not None:
+        elif ours:
+            bar["reason"] = f"{provider} was not measured"
+    ours = measured.get((LOSS_IN_TRAINING, "ours"))
+    if ours and ours.memory is not None:
         logits = BAR_TOKENS * vocab * BF16_BYTES
         share = ours.memory / logits
         memory.update(filled(memory, ours.memory / 2**20, logits / 2**20, share))

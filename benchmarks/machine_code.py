@@ -143,7 +143,9 @@ def launches_of(case: OperatorCase, dtype: torch.dtype, tokens: int) -> list[Lau
         outputs = case.ours(*arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if case.backward_bytes is not None:
-            torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+            # Losses are summed, which sends one number back to all of them.
+            gradients = [torch.empty_like(out if out.ndim > 1 else out[:1]).expand(out.shape) for out in outputs]
+            torch.autograd.backward(outputs, gradients)
     return launches
 
 

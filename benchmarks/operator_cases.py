@@ -5,7 +5,7 @@ must move: each input read once, each output written once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -362,6 +362,32 @@ def linear_cross_entropy_case(shape: str, width: int, vocab: int) -> OperatorCas
     )
 
 
+def linear_cross_entropy_main_grad_case(shape: str, width: int, vocab: int) -> OperatorCase:
+    """As training runs it: dweight is added to the fp32 main gradient, a fourth argument, in the forward.
+
+    The weight asks for no gradient here, so that backward gives that of the hidden state alone.
+    """
+
+    def ours(hidden: Tensor, weight: Tensor, targets: Tensor, main_grad: Tensor) -> Tensor:
+        weight = weight.detach().requires_grad_()
+        weight.main_grad = main_grad  # type: ignore[attr-defined]
+        return linear_cross_entropy(hidden, weight, targets, grad_scale=1.0)
+
+    plain = linear_cross_entropy_case(shape, width, vocab)
+
+    def make(tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+        hidden, weight, targets = plain.make(tokens, device, dtype)
+        return hidden, weight.detach(), targets, torch.zeros(vocab, width, device=device)
+
+    return replace(
+        plain,
+        operator="linear_cross_entropy_main_grad",
+        make=make,
+        ours=ours,
+        eager=lambda hidden, weight, targets, main_grad: plain.eager(hidden, weight, targets),
+    )
+
+
 def model_cases() -> list[OperatorCase]:
     """Each operator where the networks use it."""
     return [
@@ -383,6 +409,7 @@ def model_cases() -> list[OperatorCase]:
         cross_entropy_case("1.3B", VOCAB_1B),
         linear_cross_entropy_case("3B", HIDDEN_3B, VOCAB_3B),
         linear_cross_entropy_case("1.3B", HIDDEN_1B, VOCAB_1B),
+        linear_cross_entropy_main_grad_case("3B", HIDDEN_3B, VOCAB_3B),
     ]
 
 

@@ -321,7 +321,7 @@ def quack_linear_cross_entropy(name: str) -> Peer:
 def three_products(name: str) -> Peer:
     """The matrix products of forward and backward alone, on logits that lie in memory as a whole."""
 
-    def bind(hidden: Tensor, weight: Tensor, targets: Tensor) -> Callable[[], Tensor]:
+    def bind(hidden: Tensor, weight: Tensor, *others: Tensor) -> Callable[[], Tensor]:
         hidden, weight = hidden.detach(), weight.detach()
         logits = torch.randn(hidden.shape[0], weight.shape[0], device=hidden.device, dtype=hidden.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
@@ -438,6 +438,7 @@ PEERS: dict[str, tuple[Entry, ...]] = {
         ("liger", "liger_kernel.ops", liger_linear_cross_entropy),
         ("quack", "quack.linear_cross_entropy", quack_linear_cross_entropy),
     ),
+    "linear_cross_entropy_main_grad": (("three bare GEMMs", "torch", three_products),),
     "adamw": (
         ("torch fused", "torch", torch_fused_adamw),
         ("apex", "amp_C", apex_adamw),
