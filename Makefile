@@ -53,7 +53,8 @@ format: $(VENV)/.installed-dev
 
 # What can be measured without a GPU: the machine code of every kernel.
 bench: setup
-	$(BIN)/python benchmarks/machine_code.py
+	for file in machine_code address_arithmetic memory_traffic host_cost; do \
+	  echo "$$file:"; $(BIN)/python benchmarks/$$file.py || status=1; done; exit $${status:-0}
 
 # Every kernel beside its peers, then a training step of both networks: under nine minutes on one GPU. Runs on any image
 # with torch and Triton, with no installation; on a CPU the kernels are interpreted at toy sizes.

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator
 
 # Elements that the reference updates at a time: five fp32 arrays of this size stay in a core's second-level cache.
@@ -165,7 +165,7 @@ def _run(
 ) -> None:
     numbers = (param.numel(), decayed, decay, step_size, inverse_root_correction)
     program = _program(beta1, beta2, eps, master.dtype == torch.int16)
-    program((triton.cdiv(param.numel(), BLOCK), 1, 1), param, master, grad, m, v, grad_scale, *numbers)
+    program((cdiv(param.numel(), BLOCK), 1, 1), param, master, grad, m, v, grad_scale, *numbers)
 
 
 @cache

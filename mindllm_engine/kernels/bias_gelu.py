@@ -19,10 +19,18 @@ from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
 from mindllm_engine.kernels.gelu import gelu, gelu_and_derivative, refuse_second_backward, take_over
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
-from mindllm_engine.kernels.rows import RowTile, as_rows, main_grad, resident_programs, sum_rows, wide_type
+from mindllm_engine.kernels.rows import (
+    RowTile,
+    as_rows,
+    empty_contiguous,
+    main_grad,
+    resident_programs,
+    sum_rows,
+    wide_type,
+)
 
 # The most columns that a program takes, its columns a thread, and the rows that it takes at a time.
 BLOCK = 1024
@@ -82,13 +90,13 @@ def _run_forward(x: Tensor, bias: Tensor) -> Tensor:
     x_rows = as_rows(x)
     rows, width = x_rows.shape
     program = _forward_program(width, x.dtype)
-    grid = (triton.cdiv(rows, FORWARD_ROWS) * triton.cdiv(width, program.constants["BLOCK"]), 1, 1)
+    grid = (cdiv(rows, FORWARD_ROWS) * cdiv(width, program.constants["BLOCK"]), 1, 1)
     program(grid, x_rows, bias, y, x_rows.stride(0), rows)
     return y
 
 
 def _allocate_forward(x: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty_contiguous(x)
 
 
 def _run_backward(grad_y: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,15 +106,15 @@ def _run_backward(grad_y: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tens
 
 
 def _allocate_backward(grad_y: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), _allocate_partial(x)
+    return empty_contiguous(x), _allocate_partial(x)
 
 
 def _allocate_partial(x: Tensor) -> Tensor:
     """A row of partial sums of the bias's gradient for each group of programs that covers the columns."""
     width = x.shape[-1]
     tile = _tile(width)
-    steps = triton.cdiv(x.numel() // width, BACKWARD_ROWS)
-    column_blocks = triton.cdiv(width, tile.block)
+    steps = cdiv(x.numel() // width, BACKWARD_ROWS)
+    column_blocks = cdiv(width, tile.block)
     groups = min(steps, max(1, resident_programs(steps * column_blocks, tile, x.device) // column_blocks))
     return torch.empty(groups, width, dtype=statistics_dtype(x.dtype), device=x.device)
 
@@ -115,7 +123,7 @@ def _launch_backward(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, pa
     tensors = [as_rows(value) for value in (grad_y, x, grad_x)]
     rows, width = tensors[0].shape
     program = _backward_program(width, x.dtype)
-    grid = (triton.cdiv(width, program.constants["BLOCK"]), partial.shape[0], 1)
+    grid = (cdiv(width, program.constants["BLOCK"]), partial.shape[0], 1)
     program(grid, *tensors, bias, partial, *(value.stride(0) for value in tensors), rows)
 
 
@@ -134,7 +142,7 @@ def _backward_program(width: int, dtype: torch.dtype) -> Program:
 
 
 def _tile(width: int) -> RowTile:
-    block = min(BLOCK, max(16, triton.next_power_of_2(width)))
+    block = min(BLOCK, max(16, next_power_of_2(width)))
     return RowTile(block, max(1, block // (32 * THREAD_COLUMNS)))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rows import as_rows, wide_type
@@ -162,7 +162,7 @@ def _losses_program(
 
 
 def _tile(vocab: int) -> int:
-    return min(BLOCK, max(ELEMENTS_PER_THREAD, triton.next_power_of_2(vocab)))
+    return min(BLOCK, max(ELEMENTS_PER_THREAD, next_power_of_2(vocab)))
 
 
 def _warps(tile: int) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import rms_norm
@@ -185,7 +185,7 @@ def _launch_backward(
     # The sum of the part of a run that begins at a sorted position; other rows stay unwritten.
     sums = torch.empty(positions, width, dtype=rstd.dtype, device=table.device)
     sum_parts, finish_runs = _backward_programs(width, table.shape[0], CHUNK, add, table.dtype)
-    grid = (triton.cdiv(positions, CHUNK), triton.cdiv(width, SUM_TILE), 1)
+    grid = (cdiv(positions, CHUNK), cdiv(width, SUM_TILE), 1)
     sum_parts(grid, grad_rows, order, sorted_tokens, sums, grad_rows.stride(0), positions)
     tensors = (sums, order, sorted_tokens, table_rows, weight, rstd, grad_table, partial)
     finish_runs((partial.shape[0], 1, 1), *tensors, table_rows.stride(0), positions)

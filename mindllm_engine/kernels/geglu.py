@@ -27,10 +27,10 @@ from mindllm_engine.kernels.gelu import (
     take_over,
     twice_derivative,
 )
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
-from mindllm_engine.kernels.rows import as_rows, wide_type
+from mindllm_engine.kernels.rows import as_rows, empty_contiguous, wide_type
 
 # The most columns that a program takes, of one row, and its columns a thread: one 128-bit vector of bf16 from each
 # tensor. Of two vectors the compiler loads the second after the arithmetic on the first, and fewer warps are resident.
@@ -150,7 +150,7 @@ def _run_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
 def _allocate_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
     first = parts[0]
     ffn = first.shape[-1] * len(parts) // 2
-    return torch.empty(*first.shape[:-1], ffn, dtype=first.dtype, device=first.device)
+    return first.new_empty(*first.shape[:-1], ffn)
 
 
 def _run_backward(grad_out: Tensor, parts: Sequence[Tensor], approximate: str) -> list[Tensor]:
@@ -160,7 +160,7 @@ def _run_backward(grad_out: Tensor, parts: Sequence[Tensor], approximate: str) -
 
 
 def _allocate_backward(grad_out: Tensor, parts: Sequence[Tensor], approximate: str) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in parts]
+    return [empty_contiguous(x) for x in parts]
 
 
 def _launch_backward(
@@ -175,10 +175,10 @@ def _launch_backward(
 @cache
 def _program(kernel: Any, width: int, dtype: torch.dtype, approximate: str) -> tuple[Program, int]:
     """The program, and how many of them cover a row."""
-    block = min(BLOCK, max(16, triton.next_power_of_2(width)))
+    block = min(BLOCK, max(16, next_power_of_2(width)))
     num_warps = max(1, block // (32 * THREAD_COLUMNS))
     flags = {"TANH": approximate == "tanh", "WIDE": wide_type(dtype), "BLOCK": block}
-    return Program(kernel, num_warps, WIDTH=width, **flags), triton.cdiv(width, block)
+    return Program(kernel, num_warps, WIDTH=width, **flags), cdiv(width, block)
 
 
 @triton.jit

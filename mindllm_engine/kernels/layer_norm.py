@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rows import (
@@ -32,6 +32,7 @@ from mindllm_engine.kernels.rows import (
     WIDEST_ACCUMULATING_ROW,
     WIDEST_ROW,
     as_rows,
+    empty_contiguous,
     light_row_tile,
     load_sum,
     main_grad,
@@ -154,9 +155,8 @@ def _run_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[T
 
 def _allocate_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y, and the mean and 1 / sqrt(variance + eps) of each row in turn, (2 * rows,)."""
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows = x.shape[:-1].numel()
-    return y, torch.empty(2 * rows, dtype=statistics_dtype(x.dtype), device=x.device)
+    y = empty_contiguous(x)
+    return y, x.new_empty(2 * (x.numel() // x.shape[-1]), dtype=statistics_dtype(x.dtype))
 
 
 def _run_residual_forward(
@@ -304,10 +304,10 @@ def _allocate_backward(
     grad_y: Tensor, grad_total: Tensor | None, x: Tensor, weight: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of `x`, and rows of partial sums of the weight's and the bias's."""
-    grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad = empty_contiguous(x)
     rows, width = x.shape[:-1].numel(), x.shape[-1]
     if width > WIDEST_ACCUMULATING_ROW:
-        programs = triton.cdiv(rows, WIDE_ROWS)
+        programs = cdiv(rows, WIDE_ROWS)
     else:
         programs = resident_programs(rows, light_row_tile(width), x.device, LIGHT_WARPS)
     partial_weight = torch.empty(programs, width, dtype=statistics.dtype, device=x.device)
@@ -338,7 +338,7 @@ def _launch_backward(
     take_means, program = _wide_backward_programs(width, grad_total is not None, WIDE_ROWS, x.dtype)
     means = torch.empty_like(statistics)
     take_means((rows, 1, 1), grad_rows, x_rows, weight, statistics, means, grad_rows.stride(0), x_rows.stride(0))
-    program((triton.cdiv(width, TILE), programs, 1), *tensors, means, *strides, rows)
+    program((cdiv(width, TILE), programs, 1), *tensors, means, *strides, rows)
 
 
 @cache

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import (
@@ -345,7 +345,7 @@ def _allocate_backward(grad_y: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) 
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, width = rstd.numel(), x.shape[-1]
     if width > WIDEST_ACCUMULATING_ROW:
-        programs = triton.cdiv(rows, WIDE_ROWS)
+        programs = cdiv(rows, WIDE_ROWS)
     else:
         programs = resident_programs(rows, accumulating_row_tile(width), x.device)
     return grad_x, torch.empty(programs, width, dtype=rstd.dtype, device=x.device)
@@ -401,7 +401,7 @@ def _launch_backward(
     _wide_dot_program(width, x.dtype)(
         (rows, 1, 1), grad_rows, x_rows, weight, rstd, dots, grad_rows.stride(0), x_rows.stride(0)
     )
-    grid = (triton.cdiv(width, TILE), programs, 1)
+    grid = (cdiv(width, TILE), programs, 1)
     _wide_backward_program(*flags, WIDE_ROWS)(grid, *tensors, dots, *strides, rows)
 
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import wide_type
@@ -230,13 +230,13 @@ def _launch(
     kv_heads = k.shape[1]
     written_heads = heads + kv_heads if v is None else heads + 2 * kv_heads
     q, k, v = (_with_adjacent_channels(x) for x in (q, k, k if v is None else v))
-    block_half = triton.next_power_of_2(head_dim // 2)
-    block_heads = min(triton.next_power_of_2(written_heads), TILE_ELEMENTS // (2 * block_half))
+    block_half = next_power_of_2(head_dim // 2)
+    block_heads = min(next_power_of_2(written_heads), TILE_ELEMENTS // (2 * block_half))
     # In place, no element may lie with two threads: a tile has a pair of channels for each thread of a warp.
     block_heads = max(1, 32 // block_half, block_heads)
     shape = (heads, kv_heads, written_heads, out.shape[1], head_dim, block_heads, block_half)
     program = _program(*shape, direction, interleaved, q.dtype)
-    blocks = triton.cdiv(written_heads, block_heads)
+    blocks = cdiv(written_heads, block_heads)
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
     program((tokens * blocks, 1, 1), q, k, v, out, positions.contiguous(), table.contiguous(), *strides)
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mindllm_engine.kernels.launch import Program, multiprocessors
+from mindllm_engine.kernels.launch import Program, cdiv, multiprocessors, next_power_of_2
 from mindllm_engine.kernels.operator import Operator
 from mindllm_engine.kernels.reference import statistics_dtype
 
@@ -50,7 +50,7 @@ def row_tile(width: int) -> RowTile:
     """For a kernel that holds a row: 16 elements a thread, two 128-bit loads of bf16, up to 16 warps."""
     if width > WIDEST_ROW:
         return RowTile(TILE, 4)
-    block = max(16, triton.next_power_of_2(width))
+    block = max(16, next_power_of_2(width))
     return RowTile(block, max(1, min(16, block // 512)))
 
 
@@ -58,13 +58,13 @@ def accumulating_row_tile(width: int) -> RowTile:
     """For a kernel that holds a row and sums over rows: 8 elements a thread up to 8 warps, then 16."""
     if width > WIDEST_ACCUMULATING_ROW:
         return RowTile(TILE, 4)
-    block = max(16, triton.next_power_of_2(width))
+    block = max(16, next_power_of_2(width))
     return RowTile(block, max(4, min(8, block // 256), block // 512))
 
 
 def light_row_tile(width: int) -> RowTile:
     """For a kernel that does more than that, up to 8,192 columns: 8 elements a thread keep it at 64 registers."""
-    block = max(16, triton.next_power_of_2(width))
+    block = max(16, next_power_of_2(width))
     return RowTile(block, max(4, block // 256))
 
 
@@ -132,7 +132,7 @@ def _allocate_sum_rows(partial: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _launch_sum_rows(partial: Tensor, out: Tensor, add: bool) -> None:
     programs, width = partial.shape
-    _sum_rows_program(width, add)((triton.cdiv(width, SUM_BLOCK), 1, 1), partial, out, programs)
+    _sum_rows_program(width, add)((cdiv(width, SUM_BLOCK), 1, 1), partial, out, programs)
 
 
 @cache

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.launch import Program
+from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator
 
 # Squares that one program adds, and how many at a time: by 8 warps, with four 128-bit loads of fp32 a thread in flight.
@@ -42,7 +42,7 @@ def square_norm(x: Tensor) -> Tensor:
 
 def _run(x: Tensor) -> Tensor:
     out = _allocate(x)
-    programs = triton.cdiv(x.numel(), CHUNK)
+    programs = cdiv(x.numel(), CHUNK)
     partial = torch.empty(programs, dtype=torch.float32, device=x.device)
     squares, total = _programs()
     squares((programs, 1, 1), x, partial, x.numel())
