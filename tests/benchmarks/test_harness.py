@@ -60,6 +60,7 @@ WRONG = [
     case("not_a_number", one, lambda x: torch.where(x == x.max(), torch.nan, x), lambda x: x.clone()),
     case("gradient", one, lambda x: x.detach() * 2 - x, lambda x: x.clone()),
     case("raises", one, lambda x: x @ x, lambda x: x.clone()),
+    case("raises_when_timed", one, lambda x: x @ x if len(x) == 4 else x.clone(), lambda x: x.clone()),
     case("wrong_update", lambda n, d, t: (torch.randn(n, device=d),), lambda x: x.mul_(2), lambda x: x.mul_(3), False),
 ]
 """
@@ -136,7 +137,8 @@ def test_wrong_kernels_fail_the_run_and_are_named(tmp_path: Path) -> None:
     done = run_cases("sys.exit(kernels.main(models=WRONG + RIGHT[:1], sweep=[]))", tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL ")}
-    assert failed == {"scaled", "not_a_number", "gradient", "raises", "wrong_update"}
+    assert failed == {"scaled", "not_a_number", "gradient", "raises", "raises_when_timed", "wrong_update"}
+    assert "FAIL raises_when_timed 3B, 4 tokens, forward: RuntimeError: mat1 and mat2" in done.stdout
     assert "- rms_norm 3B: relative error" in (tmp_path / "kernels.md").read_text()
 
 
