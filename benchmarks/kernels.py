@@ -155,9 +155,10 @@ def time_case(case: OperatorCase, tokens: int, variants: list[Variant], device: 
     rows = []
     for variant in variants:
         empty_cache(device)
-        noted = replace(variant, peer=replace(variant.peer, note=f"{variant.peer.note} (timed alone)".strip()))
+        if len(variants) > 1:
+            variant = replace(variant, peer=replace(variant.peer, note=f"{variant.peer.note} (timed alone)".strip()))
         try:
-            rows += time_together(case, tokens, [noted], device)
+            rows += time_together(case, tokens, [variant], device)
         except Exception as error:
             reason = one_line(error)
             rows += [row_of(case, tokens, variant, mode, {}, {}, reason, device) for mode in modes_of(case)]

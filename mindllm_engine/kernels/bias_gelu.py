@@ -22,7 +22,15 @@ from mindllm_engine.kernels.gelu import gelu, gelu_and_derivative, refuse_second
 from mindllm_engine.kernels.launch import Program
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
-from mindllm_engine.kernels.rows import RowTile, as_rows, main_grad, resident_programs, sum_rows, wide_type
+from mindllm_engine.kernels.rows import (
+    ACCUMULATING_WARPS,
+    RowTile,
+    as_rows,
+    main_grad,
+    resident_programs,
+    sum_rows,
+    wide_type,
+)
 
 # The most columns that a program takes, its columns a thread, and the rows that it takes at a time.
 BLOCK = 1024
@@ -107,7 +115,8 @@ def _allocate_partial(x: Tensor) -> Tensor:
     tile = _tile(width)
     steps = triton.cdiv(x.numel() // width, BACKWARD_ROWS)
     column_blocks = triton.cdiv(width, tile.block)
-    groups = min(steps, max(1, resident_programs(steps * column_blocks, tile, x.device) // column_blocks))
+    programs = resident_programs(steps * column_blocks, tile, x.device, ACCUMULATING_WARPS)
+    groups = min(steps, max(1, programs // column_blocks))
     return torch.empty(groups, width, dtype=statistics_dtype(x.dtype), device=x.device)
 
 

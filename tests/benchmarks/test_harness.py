@@ -150,6 +150,15 @@ def test_spent_budget_leaves_the_rest_out_by_name(tmp_path: Path) -> None:
     assert (tmp_path / "kernels.csv").read_text().strip() == LIGER_HEADER
 
 
+def test_tuning_tries_each_value_and_ends_with_the_committed_one(tmp_path: Path) -> None:
+    done = run(["benchmarks/tune.py", "--only", "square_norm", "--output", str(tmp_path / "tune.csv")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "tune.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["value"]) for row in rows] == [65536, 16384, 32768, 131072, 65536]
+    assert all(float(row["ms"]) > 0 and not row["note"] for row in rows)
+
+
 def test_training_step_of_a_toy_network(tmp_path: Path) -> None:
     output = ["--only", "3B", "--output", str(tmp_path), "--json", str(tmp_path / "rows.json")]
     done = run(["benchmarks/train_step.py", *output])
