@@ -92,6 +92,8 @@ def breakdown_of(run: Callable[[], Any], steps: int, device: torch.device) -> Br
     kernels: Counter[str] = Counter()
     ends = []
     for event in profile.events():
+        if event.is_user_annotation:  # torch's optimizers mark their steps, which kernels already fill
+            continue
         if device.type == "cuda" and event.device_type == DeviceType.CUDA:
             kernels[event.name] += event.time_range.elapsed_us()
             ends += [event.time_range.start, event.time_range.end]

@@ -13,11 +13,9 @@ Exit code 1 where a kernel is wrong or cannot run.
 """
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +36,12 @@ from benchmarks.peers import compiled, one_line, peers_of, rms_norm_implementati
 from benchmarks.results_files import Ceilings, CsvFile, Measurement, markdown_table, number
 from benchmarks.timing import (
     copy_bandwidth,
+    empty_cache,
     extra_memory,
     gemm_flops,
     measure,
     rotation,
+    still_works,
     tensors_in,
     wall_seconds,
 )
@@ -145,16 +145,23 @@ def modes_of(case: OperatorCase) -> tuple[str, ...]:
 
 
 def time_case(case: OperatorCase, tokens: int, variants: list[Variant], device: torch.device) -> list[Measurement]:
-    """A row for each variant and direction; not interleaved where memory does not hold all of them at once."""
-    with suppress(torch.OutOfMemoryError):
-        return time_together(case, tokens, variants, device)
+    """A row for each variant and direction; not interleaved where memory does not hold all of them at once, or one of
+    them fails. That one's rows then have no time, and the reason."""
+    if len(variants) > 1:
+        try:
+            return time_together(case, tokens, variants, device)
+        except Exception:
+            pass  # which one it was is seen when each has its own turn
     rows = []
     for variant in variants:
-        gc.collect()
-        torch.cuda.empty_cache()
-        noted = replace(variant, peer=replace(variant.peer, note=f"{variant.peer.note} (timed alone)".strip()))
-        with suppress(torch.OutOfMemoryError):
-            rows += time_together(case, tokens, [noted], device)
+        empty_cache(device)
+        if len(variants) > 1:
+            variant = replace(variant, peer=replace(variant.peer, note=f"{variant.peer.note} (timed alone)".strip()))
+        try:
+            rows += time_together(case, tokens, [variant], device)
+        except Exception as error:
+            reason = one_line(error)
+            rows += [row_of(case, tokens, variant, mode, {}, {}, reason, device) for mode in modes_of(case)]
     return rows
 
 
@@ -250,7 +257,10 @@ class Run:
         self.right: list[str] = []
         self.checks: dict[tuple[str, str], Checked] = {}
         self.csv = CsvFile(folder / "kernels.csv", device)
-        self.rms_norm = rms_norm_implementation(device)
+        try:
+            self.rms_norm = rms_norm_implementation(device)
+        except Exception as error:  # the profiler may not run on every machine
+            self.rms_norm = one_line(error)
         self.ceilings = Ceilings(copy_bandwidth(device), gemm_flops(device))
 
     def case(self, case: OperatorCase, tokens: int) -> None:
@@ -260,6 +270,9 @@ class Run:
         rows = time_case(case, tokens, variants, self.device)
         self.rows += rows
         self.csv.add(rows, self.ceilings)
+        for row in rows:
+            if row.provider == "ours" and row.seconds is None:
+                self.fail(f"{name}, {row.mode}: {row.note}")
         shown = " ".join(
             f"{row.provider}/{row.mode} {number(row.seconds.median if row.seconds else None, 1e3, 4)}" for row in rows
         )
@@ -427,9 +440,13 @@ def main(
     work = work_list(
         model_cases() if models is None else models, sweep_cases() if sweep is None else sweep, tokens, device
     )
+    works = True
     for case, count in work:
         name = f"{case.operator} {case.shape}, {count} tokens"
         if arguments.only not in case.operator:
+            continue
+        if not works:
+            run.left_out.append(f"{name}: the GPU had failed")
             continue
         if run.budget.spent:
             run.left_out.append(f"{name}: the time budget was spent")
@@ -441,12 +458,13 @@ def main(
             run.case(case, count)
         except Exception as error:  # one case that cannot run (out of memory, say) must not cost the others
             run.fail(f"{name}: {one_line(error)}")
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
         run.write()
+        works = still_works(device)
     run.write()
-    run.plot()
+    try:
+        run.plot()
+    except Exception as error:
+        say(f"no plots: {one_line(error)}")
     if arguments.json:
         results_files.write_json(arguments.json, device, run.json_rows())
     say(run.markdown().split("## All rows")[0])

@@ -59,6 +59,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def empty_cache(device: torch.device) -> None:
+    """Give a GPU's memory back that nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def still_works(device: torch.device) -> bool:
+    """Whether this process can use its GPU: after an illegal access, say, every call fails."""
+    try:
+        synchronize(device)
+        empty_cache(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def rotation(set_bytes: int, device: torch.device) -> int:
     """How many sets of inputs of `set_bytes` calls should rotate over."""
     if device.type != "cuda":

@@ -14,7 +14,6 @@ torch.compile (`train_peers.py`). Results go to `benchmarks/results/<device>/`.
 """
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,7 @@ from benchmarks import results_files
 from benchmarks.breakdown import Breakdown, breakdown_of, plot_breakdowns
 from benchmarks.peers import one_line
 from benchmarks.results_files import markdown_table, number
-from benchmarks.timing import synchronize
+from benchmarks.timing import empty_cache, still_works, synchronize
 from benchmarks.train_peers import Absent, peer_steps
 from mindllm_engine.kernels.backend import KernelChoice, interpreted, select_kernels
 from mindllm_engine.models import ModelConfig
@@ -154,8 +153,9 @@ def engine_step(network: Network, device: torch.device) -> Callable[[Batch], Any
     scale = torch.ones((), device=device)
 
     def step(batch: Batch) -> Tensor:
-        losses = model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)
-        (losses.sum() / batch.tokens.shape[0]).backward()
+        count = batch.tokens.shape[0]
+        losses = model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / count)
+        (losses.sum() / count).backward()
         optimizer.step(LEARNING_RATE, grad_scale=scale)
         return losses
 
@@ -206,9 +206,8 @@ def time_micro_batch(
 
 def release(device: torch.device) -> None:
     """Give back the memory of whatever ran before."""
-    gc.collect()
+    empty_cache(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -266,9 +265,12 @@ def json_rows(results: list[StepResult], measured: bool) -> list[dict[str, Any]]
     """The engine beside everything else of its network, tokens/s."""
     rows = []
     for network in dict.fromkeys(result.network for result in results):
-        own = next(r for r in results if r.network == network and r.implementation == "engine, kernels: auto")
-        for other in results:
-            if other.network != network or other is own or other.documents != own.documents:
+        steps = [result for result in results if result.network == network and result.documents == "whole"]
+        own = next((result for result in steps if result.implementation == "engine, kernels: auto"), None)
+        if own is None:
+            continue
+        for other in steps:
+            if other is own:
                 continue
             ours, peer = own.tokens_per_second, other.tokens_per_second
             ratio = ours / peer if measured and ours and peer else None
@@ -334,11 +336,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = [n for n in networks(toy=device.type != "cuda") if n.name.startswith(arguments.only)]
     results: list[StepResult] = []
     left_out: list[str] = []
-    failed = False
+    failed, works = False, True
     for job in jobs(found, device):
         name = f"{job.result.network}, {job.result.implementation}, {job.result.documents} documents"
         if time.monotonic() - start > 60 * arguments.budget_minutes:
             left_out.append(f"{name}: the time budget was spent")
+            continue
+        if not works:
+            left_out.append(f"{name}: the GPU had failed")
             continue
         try:
             results.append(job.run())
@@ -346,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed |= job.result.implementation.startswith("engine")
             job.result.note = one_line(error)
             results.append(job.result)
-        release(device)
+        works = still_works(device)
         seen = results[-1]
         rate, mfu = number(seen.tokens_per_second, 1.0, 5), number(seen.mfu, 100.0)
         print(f"[{time.monotonic() - start:5.0f} s] {name}: {rate} tokens/s, MFU {mfu} %; {seen.note}", flush=True)

@@ -23,6 +23,7 @@ from mindllm_engine.kernels.launch import Program, cdiv, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rows import (
+    ACCUMULATING_WARPS,
     RowTile,
     as_rows,
     empty_contiguous,
@@ -115,7 +116,8 @@ def _allocate_partial(x: Tensor) -> Tensor:
     tile = _tile(width)
     steps = cdiv(x.numel() // width, BACKWARD_ROWS)
     column_blocks = cdiv(width, tile.block)
-    groups = min(steps, max(1, resident_programs(steps * column_blocks, tile, x.device) // column_blocks))
+    programs = resident_programs(steps * column_blocks, tile, x.device, ACCUMULATING_WARPS)
+    groups = min(steps, max(1, programs // column_blocks))
     return torch.empty(groups, width, dtype=statistics_dtype(x.dtype), device=x.device)
 
 

@@ -2,7 +2,7 @@
 fused multiply-add rounds the product.
 
 A GPU rounds to nearest, ties to even, and rounds `x * y + z` once. Imported by `launch` when TRITON_INTERPRET=1; seen
-on triton 3.6 to 3.9.
+on triton 3.6 to 3.9. On triton 3.6 with NumPy from 2.4 on, a scalar that a kernel has computed is no bound of `range`.
 """
 
 from typing import Any
@@ -12,12 +12,21 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _convert_other = interpreter._convert_float
+_patch_tensor = interpreter._patch_lang_tensor
 
 
 def mend_interpreter() -> None:
-    """Round to nearest even in every conversion to bf16; widen bf16 by a shift; round a multiply-add once."""
+    """Round to nearest even in every conversion to bf16; widen bf16 by a shift; round a multiply-add once; take scalars
+    as integers."""
     interpreter._convert_float = _convert_float
     interpreter.InterpreterBuilder.create_fma = _multiply_add
+    interpreter._patch_lang_tensor = _patch_lang_tensor
+
+
+def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
+    """`range` takes a scalar, which is held as an array of one element."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 def _multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:

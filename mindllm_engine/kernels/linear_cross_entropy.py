@@ -282,11 +282,14 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
     """`total += alpha * a @ b` with `total` in fp32, whatever the dtype of `a` and `b`.
 
     On CUDA one GEMM adds the fp32 products of bf16 or fp16 matrices (`out_dtype`, which takes a fp32 `total` from torch
-    2.10 on). Elsewhere torch has no such GEMM, and the product is rounded to the dtype of `a` before it is added.
+    2.10 on; on meta tensors torch 2.11 has not got it). Elsewhere torch has no such GEMM, and the product is rounded to
+    the dtype of `a` before it is added.
     """
+    if total.is_meta:
+        return
     if total.dtype == a.dtype:
         total.addmm_(a, b, alpha=alpha)
-    elif total.is_cuda or total.is_meta:
+    elif total.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, alpha=alpha, out=total)
     else:
         total.add_(torch.mm(a, b), alpha=alpha)

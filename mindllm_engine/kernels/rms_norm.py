@@ -23,6 +23,7 @@ from mindllm_engine.kernels.launch import Program, cdiv
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import row_blocks, rows_per_block, statistics_dtype
 from mindllm_engine.kernels.rows import (
+    ACCUMULATING_WARPS,
     TILE,
     WIDE_ROWS,
     WIDEST_ACCUMULATING_ROW,
@@ -347,7 +348,7 @@ def _allocate_backward(grad_y: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) 
     if width > WIDEST_ACCUMULATING_ROW:
         programs = cdiv(rows, WIDE_ROWS)
     else:
-        programs = resident_programs(rows, accumulating_row_tile(width), x.device)
+        programs = resident_programs(rows, accumulating_row_tile(width), x.device, ACCUMULATING_WARPS)
     return grad_x, torch.empty(programs, width, dtype=rstd.dtype, device=x.device)
 
 

@@ -86,7 +86,7 @@ def wide_type(dtype: torch.dtype) -> Any:
     return TRITON_DTYPES[statistics_dtype(dtype)]
 
 
-def resident_programs(rows: int, tile: RowTile, device: torch.device, warps: int = ACCUMULATING_WARPS) -> int:
+def resident_programs(rows: int, tile: RowTile, device: torch.device, warps: int) -> int:
     """Programs that share `rows` among them: as many as are resident at once, `warps` on a multiprocessor."""
     return min(rows, max(1, warps // tile.num_warps) * multiprocessors(device))
 

@@ -60,6 +60,7 @@ WRONG = [
     case("not_a_number", one, lambda x: torch.where(x == x.max(), torch.nan, x), lambda x: x.clone()),
     case("gradient", one, lambda x: x.detach() * 2 - x, lambda x: x.clone()),
     case("raises", one, lambda x: x @ x, lambda x: x.clone()),
+    case("raises_when_timed", one, lambda x: x @ x if len(x) == 4 else x.clone(), lambda x: x.clone()),
     case("wrong_update", lambda n, d, t: (torch.randn(n, device=d),), lambda x: x.mul_(2), lambda x: x.mul_(3), False),
 ]
 """
@@ -136,7 +137,8 @@ def test_wrong_kernels_fail_the_run_and_are_named(tmp_path: Path) -> None:
     done = run_cases("sys.exit(kernels.main(models=WRONG + RIGHT[:1], sweep=[]))", tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL ")}
-    assert failed == {"scaled", "not_a_number", "gradient", "raises", "wrong_update"}
+    assert failed == {"scaled", "not_a_number", "gradient", "raises", "raises_when_timed", "wrong_update"}
+    assert "FAIL raises_when_timed 3B, 4 tokens, forward: RuntimeError: mat1 and mat2" in done.stdout
     assert "- rms_norm 3B: relative error" in (tmp_path / "kernels.md").read_text()
 
 
@@ -146,6 +148,15 @@ def test_spent_budget_leaves_the_rest_out_by_name(tmp_path: Path) -> None:
     text = (tmp_path / "kernels.md").read_text()
     assert "- rms_norm 3B, 4 tokens: the time budget was spent" in text
     assert (tmp_path / "kernels.csv").read_text().strip() == LIGER_HEADER
+
+
+def test_tuning_tries_each_value_and_ends_with_the_committed_one(tmp_path: Path) -> None:
+    done = run(["benchmarks/tune.py", "--only", "square_norm", "--output", str(tmp_path / "tune.csv")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "tune.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["value"]) for row in rows] == [65536, 16384, 32768, 131072, 65536]
+    assert all(float(row["ms"]) > 0 and not row["note"] for row in rows)
 
 
 def test_training_step_of_a_toy_network(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ yardstick itself is right. An error may be twice that of torch's mathematical at
 """
 
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -191,8 +190,7 @@ def test_the_windows_edge(backend: Backend) -> None:
 
 
 @pytest.fixture
-def torch_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the reference's products ask for it
+def torch_is_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -294,14 +294,14 @@ def test_two_uses_of_a_tied_weight_add_up(grad_scale: float | None, device: str)
 
 @pytest.mark.usefixtures("triton_kernels")
 def test_a_broken_promise_raises(device: str) -> None:
-    hidden, weight, targets = case("cpu")
+    hidden, weight, targets = case(device)
     weight.main_grad = torch.zeros_like(weight)
 
     def losses() -> Tensor:
         return linear_cross_entropy(hidden, weight, targets, grad_scale=0.25)
 
     with pytest.raises(RuntimeError, match="differs from token to token"):
-        (losses() * torch.rand(TOKENS)).sum().backward()
+        (losses() * torch.rand(TOKENS, device=device)).sum().backward()
     if device == "cpu":  # on a GPU a failed assertion ends the process's use of it
         with pytest.raises(RuntimeError, match=r"promised an upstream gradient of 0\.25"):
             (losses().sum() * 0.2501).backward()

@@ -93,8 +93,9 @@ def test_rounding_before_the_weight_is_llamas(device: str) -> None:
     x, _, weight = (value.bfloat16() for value in inputs(40, 96, device=device))
     wide = x.float()
     llamas = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)).bfloat16()
-    torch.testing.assert_close(rms_norm(x, weight, EPS, round_before_weight=True), llamas, rtol=0, atol=0)
-    assert not torch.equal(rms_norm(x, weight, EPS), llamas)
+    # Another order of the sum, or a GPU's rsqrt, may move a value across the border of two bf16 numbers.
+    assert (rms_norm(x, weight, EPS, round_before_weight=True) == llamas).float().mean() > 0.999
+    assert (rms_norm(x, weight, EPS) == llamas).float().mean() < 0.9
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,17 +16,20 @@ from mindllm_engine.optim.flat_parameters import FlatParameters, layout
 from mindllm_engine.optim.optimizer import AdamW, OptimConfig
 from mindllm_engine.optim.schedules import ScheduleConfig, learning_rate
 
+# The kernels run on the GPU where there is one, and are interpreted elsewhere.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def small_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Embedding(50, 24), nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40), nn.Linear(40, 1, bias=False)
-    )
+    ).to(DEVICE)
 
 
 def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
     tokens = torch.randint(0, 50, (32,), generator=torch.Generator().manual_seed(seed))
-    return model(tokens).float().square().mean()
+    return model(tokens.to(DEVICE)).float().square().mean()
 
 
 @pytest.fixture(params=["reference", "triton"])
@@ -53,7 +56,7 @@ def test_adamw_follows_torch(clip: float) -> None:
     for step in range(20):
         loss_of(model, step).backward()
         loss_of(reference, step).backward()
-        norm = optimizer.step(1e-2, torch.tensor(1.0))
+        norm = optimizer.step(1e-2, torch.tensor(1.0, device=DEVICE))
         expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip or math.inf)
         assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
         oracle.step()
@@ -85,7 +88,7 @@ def test_bf16_parameters_are_rounded_masters_and_gradients_accumulate_in_fp32() 
         loss_of(model, step).backward()
         assert all(parameter.grad is None for parameter in model.parameters())
         if step % 3 == 2:
-            optimizer.step(1e-3, torch.tensor(1 / 3))
+            optimizer.step(1e-3, torch.tensor(1 / 3, device=DEVICE))
             assert not optimizer.flat.grads.any()
     assert torch.equal(optimizer.flat.params, optimizer.master.bfloat16())
     assert not torch.equal(optimizer.master, optimizer.master.bfloat16().float())
@@ -159,8 +162,9 @@ def bf16_optimizer(master: str) -> AdamW:
 def take_steps(optimizer: AdamW, steps: range) -> None:
     """With gradients that do not depend on the parameters."""
     for step in steps:
-        optimizer.flat.grads.normal_(generator=torch.Generator().manual_seed(step))
-        optimizer.step(1e-2, torch.tensor(0.5))
+        gradients = torch.randn(optimizer.flat.grads.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.flat.grads.copy_(gradients)
+        optimizer.step(1e-2, torch.tensor(0.5, device=DEVICE))
 
 
 @pytest.mark.usefixtures("implementation")
