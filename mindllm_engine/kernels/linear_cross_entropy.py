@@ -171,13 +171,16 @@ class _PromisedLinearCrossEntropy(torch.autograd.Function):
         losses, grad_hidden, _ = _allocate_forward(hidden, weight, targets, ignore_index, z_loss, True, False)
         _run_chunks(hidden, weight, targets, ignore_index, z_loss, losses, grad_hidden, into, hidden, grad_scale)
         ctx.save_for_backward(grad_hidden)
-        ctx.grad_scale = grad_scale
+        ctx.grad_scale, ctx.kept = grad_scale, False
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
+        if ctx.kept:
+            raise RuntimeError("linear_cross_entropy was promised one backward and got a second: leave out grad_scale")
+        ctx.kept = True
         _check_promise(upstream, ctx.grad_scale)
         return _scale_rows(grad_hidden, upstream), *[None] * 6
 

@@ -306,6 +306,10 @@ def test_a_broken_promise_raises(device: str) -> None:
         with pytest.raises(RuntimeError, match=r"promised an upstream gradient of 0\.25"):
             (losses().sum() * 0.2501).backward()
     (losses().sum() * (0.25 * (1 + 1e-6))).backward()
+    retained = losses().sum() / 4
+    retained.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward and got a second"):
+        retained.backward()
 
 
 def test_promises_need_a_main_gradient_and_the_kernels(device: str) -> None:
