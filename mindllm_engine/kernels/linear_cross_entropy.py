@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.cross_entropy import cross_entropy, launch_losses
+from mindllm_engine.kernels.cross_entropy import check_targets, cross_entropy, launch_losses
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import accumulate_, row_blocks, statistics_dtype
 from mindllm_engine.kernels.rows import as_rows, main_grad
@@ -109,6 +109,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
             "linear_cross_entropy needs hidden (T, D), weight (V, D) and targets (T,), "
             f"got {tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
         )
+    check_targets(targets)
 
 
 def _cast_for_autocast(x: Tensor) -> Tensor:

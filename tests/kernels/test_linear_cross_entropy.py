@@ -375,5 +375,7 @@ def test_shapes_and_dtypes_that_do_not_match_are_refused() -> None:
         linear_cross_entropy(hidden, weight[:, :-1], targets)
     with pytest.raises(ValueError, match="linear_cross_entropy needs"):
         linear_cross_entropy(hidden, weight, targets[:-1])
+    with pytest.raises(ValueError, match="targets must be integers"):
+        linear_cross_entropy(hidden, weight, targets == 0)
     with pytest.raises(ValueError, match="same dtype"):
         linear_cross_entropy(hidden, weight.float(), targets)
