@@ -4,7 +4,7 @@ Every operator runs on meta tensors of more than 2^31 elements, which records th
 kernel is compiled to PTX, and every 32-bit integer that a global address is computed from is followed back to where it
 comes from: the program's and thread's number, the launch's integers, constants. Its largest possible value is
 computed on the way; one that may pass 2^31 - 1, or whose bound is not found, is a finding. 64-bit arithmetic cannot
-overflow here.
+overflow here. So is a grid that CUDA does not launch.
 
     python benchmarks/address_arithmetic.py
 """
@@ -26,6 +26,8 @@ from benchmarks.machine_code import Job, compiled, job_of, launches_of, select_t
 from benchmarks.operator_cases import model_cases
 
 LIMIT = 2**31 - 1
+# Programs that CUDA launches at most, along x, y and z.
+GRID_LIMITS = (LIMIT, 65535, 65535)
 CAPABILITY = 90
 # "add.s32 %r1, %r2, 4": the operation with its modifiers, and the operands.
 INSTRUCTION = re.compile(r"^(?:@!?%p\d+\s+)?([a-z][\w.]*)\s+(.*)$", re.S)
@@ -71,11 +73,10 @@ def large_launches() -> list[LargeLaunch]:
 
 def check(launch: LargeLaunch) -> list[str]:
     """One line for each 32-bit number behind an address of this kernel that may overflow."""
-    ptx = compiled(launch.job, CAPABILITY).asm["ptx"]
-    return [
-        f"{launch.job.kernel} ({launch.job.operator} {launch.job.shape}): {line}"
-        for line in Slice(ptx, launch).findings()
-    ]
+    lines = Slice(compiled(launch.job, CAPABILITY).asm["ptx"], launch).findings()
+    if any(size > limit for size, limit in zip(launch.grid, GRID_LIMITS, strict=True)):
+        lines.append(f"its grid of {launch.grid} is not launched")
+    return [f"{launch.job.kernel} ({launch.job.operator} {launch.job.shape}): {line}" for line in lines]
 
 
 class Slice:

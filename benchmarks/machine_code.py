@@ -7,8 +7,8 @@ read: registers, bytes of stack (spills), shared memory, the widths of loads and
     python benchmarks/machine_code.py             # compile, and compare with the committed table
     python benchmarks/machine_code.py --write     # compile, and commit a new table
 
-Exit code 1 and one line a finding for a spill, a narrow load on an aligned row, or a figure that grew by more than 10 %
-over the committed table `results/machine_code.csv`.
+Exit code 1 and one line a finding for a spill, a narrow load on an aligned row, a figure that grew by more than 10 %
+over the committed table `results/machine_code.csv`, or a row there that nothing is compiled for any more.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Row:
 
     Attributes:
         kernel, operator, shape, dtype, capability: what it is; `dtype` that of the activations.
+        launch: which of the launches of that kernel, whose constants or types differ, in the order they are made.
         warps, registers, stack, shared: warps a program, registers a thread, bytes of stack a thread, bytes of shared
             memory a program.
         load_bits, store_bits: widest global access, in bits a thread.
@@ -81,6 +82,7 @@ class Row:
     shape: str
     dtype: str
     capability: int
+    launch: int
     warps: int
     registers: int
     stack: int
@@ -108,17 +110,22 @@ class Job:
     stages: int
     aligned: bool
     capabilities: tuple[int, ...]
+    launch: int = 0
 
 
 def jobs() -> list[Job]:
     """Every distinct kernel of every case: the networks' shapes in three dtypes, the sweep of widths in bf16."""
     found: dict[tuple[Any, ...], Job] = {}
+    launches: Counter[tuple[str, ...]] = Counter()
     select_triton()
     for case, dtype in cases_and_dtypes():
         for launched in launches_of(case, dtype, TOKENS):
             job = job_of(launched, case, dtype)
             key = (job.module, job.kernel, job.signature, repr(job.constants), job.divisible, job.warps, job.stages)
-            found.setdefault(key, job)
+            if key not in found:
+                name = (job.kernel, job.operator, job.shape, job.dtype)
+                found[key] = replace(job, launch=launches[name])
+                launches[name] += 1
     return list(found.values())
 
 
@@ -137,15 +144,19 @@ def cases_and_dtypes() -> Iterator[tuple[OperatorCase, torch.dtype]]:
 
 
 def launches_of(case: OperatorCase, dtype: torch.dtype, tokens: int) -> list[Launch]:
-    """What forward and backward of a case would launch."""
-    arguments = case.make(tokens, torch.device("meta"), dtype)
+    """What forward and backward of a case would launch, without main gradients and with them."""
     with recording() as launches:
-        outputs = case.ours(*arguments)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        if case.backward_bytes is not None:
-            # Losses are summed, which sends one number back to all of them.
-            gradients = [torch.empty_like(out if out.ndim > 1 else out[:1]).expand(out.shape) for out in outputs]
-            torch.autograd.backward(outputs, gradients)
+        for has_main_grad in (False, True):
+            arguments = case.make(tokens, torch.device("meta"), dtype)
+            for argument in arguments:
+                if has_main_grad and isinstance(argument, Tensor) and argument.requires_grad:
+                    argument.main_grad = torch.empty_like(argument, dtype=torch.float32)  # type: ignore[attr-defined]
+            outputs = case.ours(*arguments)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if case.backward_bytes is not None:
+                # Losses are summed, which sends one number back to all of them.
+                gradients = [torch.empty_like(out if out.ndim > 1 else out[:1]).expand(out.shape) for out in outputs]
+                torch.autograd.backward(outputs, gradients)
     return launches
 
 
@@ -216,6 +227,7 @@ def read_machine_code(job: Job, capability: int, kernel: Any) -> Row:
         shape=job.shape,
         dtype=job.dtype,
         capability=capability,
+        launch=job.launch,
         warps=job.warps,
         registers=registers,
         stack=stack,
@@ -247,15 +259,15 @@ def access_widths(sass: str) -> tuple[Counter[int], Counter[int]]:
 
 def findings(rows: list[Row], committed: list[Row]) -> list[str]:
     """One line for each row that the gate does not let pass."""
-    before = {astuple(row)[:5]: row for row in committed}
-    lines = []
+    before = {key_of(row): row for row in committed}
+    lines = [f"{name_of(before[key])}: in the committed table alone" for key in before.keys() - set(map(key_of, rows))]
     for row in rows:
-        name = f"{row.kernel} ({row.operator} {row.shape}, {row.dtype}, sm_{row.capability})"
+        name = name_of(row)
         if row.stack:
             lines.append(f"{name}: spills, {row.stack} bytes of stack a thread")
         if row.aligned and row.kernel not in NARROW_BY_NATURE and (row.narrow_loads or row.narrow_stores):
             lines.append(f"{name}: {row.narrow_loads} narrow loads and {row.narrow_stores} narrow stores")
-        old = before.get(astuple(row)[:5])
+        old = before.get(key_of(row))
         if old is None:
             lines.append(f"{name}: not in the committed table; run with --write")
             continue
@@ -268,6 +280,17 @@ def findings(rows: list[Row], committed: list[Row]) -> list[str]:
             if now < was:
                 lines.append(f"{name}: {figure} fell from {was} to {now}")
     return lines
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What a row is found by in another table."""
+    return astuple(row)[:6]
+
+
+def name_of(row: Row) -> str:
+    """A row in a finding."""
+    launch = f", launch {row.launch}" if row.launch else ""
+    return f"{row.kernel} ({row.operator} {row.shape}, {row.dtype}, sm_{row.capability}{launch})"
 
 
 def read_table(path: Path) -> list[Row]:
@@ -302,9 +325,9 @@ def main() -> int:
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rows = [row for rows in pool.map(compile_job, work) for row in rows]
     if arguments.write:
-        others = [row for row in read_table(TABLE) if arguments.only not in row.operator]
-        write_table(TABLE, [*others, *rows] if arguments.only else rows)
-    found = findings(rows, read_table(TABLE))
+        others = [row for row in read_table(TABLE) if arguments.only not in row.operator] if arguments.only else []
+        write_table(TABLE, [*others, *rows])
+    found = findings(rows, [row for row in read_table(TABLE) if arguments.only in row.operator])
     print("\n".join(found))
     print(f"{len(work)} kernels, {len(rows)} times compiled: {len(found)} findings")
     return 1 if found else 0

@@ -92,7 +92,7 @@ def _run_forward(x: Tensor, bias: Tensor) -> Tensor:
     rows, width = x_rows.shape
     program = _forward_program(width, x.dtype)
     grid = (cdiv(rows, FORWARD_ROWS) * cdiv(width, program.constants["BLOCK"]), 1, 1)
-    program(grid, x_rows, bias, y, x_rows.stride(0), rows)
+    program(grid, x_rows, bias.contiguous(), y, x_rows.stride(0), rows)
     return y
 
 
@@ -126,7 +126,7 @@ def _launch_backward(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, pa
     rows, width = tensors[0].shape
     program = _backward_program(width, x.dtype)
     grid = (cdiv(width, program.constants["BLOCK"]), partial.shape[0], 1)
-    program(grid, *tensors, bias, partial, *(value.stride(0) for value in tensors), rows)
+    program(grid, *tensors, bias.contiguous(), partial, *(value.stride(0) for value in tensors), rows)
 
 
 @cache

@@ -34,6 +34,7 @@ BLOCK = 32768
 ELEMENTS_PER_THREAD = 32
 # Below every logit but finite, so that exp(-inf - LOWEST) is 0 and not NaN.
 LOWEST = tl.constexpr(-3.0e38)
+TARGET_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 LOG2E = tl.constexpr(1 / math.log(2))
 LN2 = tl.constexpr(math.log(2))
 
@@ -54,9 +55,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, *, 
         raise ValueError(
             f"cross_entropy needs logits (T, V) and targets (T,), got {tuple(logits.shape)} and {tuple(targets.shape)}"
         )
+    check_targets(targets)
     if not use_triton(logits):
         return _reference(logits, targets, ignore_index, z_loss)
     return _apply_cross_entropy(logits, targets, ignore_index, z_loss)
+
+
+def check_targets(targets: Tensor) -> None:
+    """Raise ValueError for what are no class numbers, such as probabilities."""
+    if targets.dtype not in TARGET_DTYPES:
+        raise ValueError(f"targets must be integers, got {targets.dtype}")
 
 
 def _reference(logits: Tensor, targets: Tensor, ignore_index: int, z_loss: float) -> Tensor:

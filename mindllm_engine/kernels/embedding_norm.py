@@ -105,7 +105,7 @@ def _run_forward(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) -> t
     rows = as_rows(table)
     vocab, width = rows.shape
     program = _forward_program(width, vocab, eps, table.dtype)
-    program((tokens.shape[0], 1, 1), tokens.contiguous(), rows, weight, y, rstd, rows.stride(0))
+    program((tokens.shape[0], 1, 1), tokens.contiguous(), rows, weight.contiguous(), y, rstd, rows.stride(0))
     return y, rstd
 
 
@@ -187,7 +187,7 @@ def _launch_backward(
     sum_parts, finish_runs = _backward_programs(width, table.shape[0], CHUNK, add, table.dtype)
     grid = (cdiv(positions, CHUNK), cdiv(width, SUM_TILE), 1)
     sum_parts(grid, grad_rows, order, sorted_tokens, sums, grad_rows.stride(0), positions)
-    tensors = (sums, order, sorted_tokens, table_rows, weight, rstd, grad_table, partial)
+    tensors = (sums, order, sorted_tokens, table_rows, weight.contiguous(), rstd, grad_table, partial)
     finish_runs((partial.shape[0], 1, 1), *tensors, table_rows.stride(0), positions)
 
 

@@ -76,11 +76,14 @@ class Program:
 
 
 def _specialisation(args: tuple[Any, ...]) -> list[Any]:
-    """What decides which machine code fits these arguments; never coarser than Triton's own rule."""
+    """What decides which machine code fits these arguments; never coarser than Triton's own rule.
+
+    That makes 1 a constant: the remainders of other integers must not be taken for it.
+    """
     return [
         (arg.dtype, arg.data_ptr() % 16)
         if isinstance(arg, Tensor)
-        else (arg if arg < 2 or arg >> 31 else arg % 16)
+        else (arg if arg < 2 or arg >> 31 else 16 + arg % 16)
         if type(arg) is int
         else float
         for arg in args

@@ -190,7 +190,8 @@ def _launch_forward(
         total = y
     program = _forward_program(x.shape[-1], eps, f is not None, x.dtype)
     strides = (x_rows.stride(0), f_rows.stride(0))
-    program((x_rows.shape[0], 1, 1), x_rows, f_rows, weight, bias, total, y, statistics, *strides)
+    vectors = (weight.contiguous(), bias.contiguous())
+    program((x_rows.shape[0], 1, 1), x_rows, f_rows, *vectors, total, y, statistics, *strides)
 
 
 @cache
@@ -327,6 +328,7 @@ def _launch_backward(
     """Write `grad`, the gradient of `x` through both outputs, and the rows of partial sums."""
     grad_rows, x_rows = as_rows(grad_y), as_rows(x)
     grad_total_rows = grad_rows if grad_total is None else as_rows(grad_total)
+    weight = weight.contiguous()
     rows, width = x_rows.shape
     tensors = (grad_rows, grad_total_rows, x_rows, weight, statistics, grad, partial_weight, partial_bias)
     strides = (grad_rows.stride(0), grad_total_rows.stride(0), x_rows.stride(0))

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.cross_entropy import cross_entropy, launch_losses
+from mindllm_engine.kernels.cross_entropy import check_targets, cross_entropy, launch_losses
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import accumulate_, row_blocks, statistics_dtype
 from mindllm_engine.kernels.rows import as_rows, main_grad
@@ -109,6 +109,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
             "linear_cross_entropy needs hidden (T, D), weight (V, D) and targets (T,), "
             f"got {tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
         )
+    check_targets(targets)
 
 
 def _cast_for_autocast(x: Tensor) -> Tensor:
@@ -171,13 +172,16 @@ class _PromisedLinearCrossEntropy(torch.autograd.Function):
         losses, grad_hidden, _ = _allocate_forward(hidden, weight, targets, ignore_index, z_loss, True, False)
         _run_chunks(hidden, weight, targets, ignore_index, z_loss, losses, grad_hidden, into, hidden, grad_scale)
         ctx.save_for_backward(grad_hidden)
-        ctx.grad_scale = grad_scale
+        ctx.grad_scale, ctx.kept = grad_scale, False
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
+        if ctx.kept:
+            raise RuntimeError("linear_cross_entropy was promised one backward and got a second: leave out grad_scale")
+        ctx.kept = True
         _check_promise(upstream, ctx.grad_scale)
         return _scale_rows(grad_hidden, upstream), *[None] * 6
 

@@ -83,7 +83,7 @@ def deepnorm_residual_and_sum(
 
 
 def _check_width(x: Tensor, weight: Tensor) -> None:
-    if weight.numel() != x.shape[-1]:
+    if x.ndim == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"a norm over the last dimension of {tuple(x.shape)} has no weight of {tuple(weight.shape)}")
 
 
@@ -228,7 +228,7 @@ def _launch_forward(
         total = y
     program = _forward_program(x.shape[-1], x.dtype, alpha, eps, f is not None, round_before_weight)
     rows, strides = x_rows.shape[0], (x_rows.stride(0), f_rows.stride(0))
-    program((rows, 1, 1), x_rows, f_rows, weight, y, total, rstd, *strides)
+    program((rows, 1, 1), x_rows, f_rows, weight.contiguous(), y, total, rstd, *strides)
 
 
 @cache
@@ -381,6 +381,7 @@ def _launch_backward(
     """Write `grad_sum`, the gradient of what was normalised, and with a residual `grad_x = alpha * grad_sum`."""
     grad_rows, x_rows = as_rows(grad_y), as_rows(x)
     grad_total_rows = grad_rows if grad_total is None else as_rows(grad_total)
+    weight = weight.contiguous()
     rows, width = x_rows.shape
     tensors = (
         grad_rows,

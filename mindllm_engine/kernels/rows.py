@@ -107,9 +107,18 @@ def load_sum(
 def main_grad(weight: Tensor) -> Tensor | None:
     """The fp32 gradient that the backward of an operator adds to, instead of returning one for `weight`.
 
-    It is the attribute `weight.main_grad`, which `optim.FlatParameters` sets. Compiled graphs return gradients.
+    It is the attribute `weight.main_grad`, which `optim.FlatParameters` sets. None where the weight is frozen, and in
+    compiled graphs, which return gradients. Raises ValueError for one that kernels cannot write as they do.
     """
-    return None if torch.compiler.is_compiling() else getattr(weight, "main_grad", None)
+    into: Tensor | None = None if torch.compiler.is_compiling() else getattr(weight, "main_grad", None)
+    if into is None or not weight.requires_grad:
+        return None
+    if into.shape != weight.shape or into.dtype not in (torch.float32, torch.float64) or not into.is_contiguous():
+        raise ValueError(
+            f"main_grad must be fp32 (fp64), contiguous and of the parameter's shape {tuple(weight.shape)}, got "
+            f"{tuple(into.shape)} {into.dtype} with strides {into.stride()}"
+        )
+    return into
 
 
 def sum_rows(partial: Tensor, dtype: torch.dtype, into: Tensor | None) -> Tensor | None:

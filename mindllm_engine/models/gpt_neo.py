@@ -129,7 +129,7 @@ class GPTNeo(nn.Module):
             x, branch = x[-1:], branch[-1:]
         _, normed = residual_layer_norm(x, branch, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
         if targets is not None:
-            return linear_cross_entropy(normed, self.embedding, targets)
+            return linear_cross_entropy(normed, self.embedding, targets, grad_scale=grad_scale)
         return F.linear(normed, self.embedding)
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:

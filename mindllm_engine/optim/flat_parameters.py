@@ -79,6 +79,7 @@ class FlatParameters:
             self.params[slot.start : slot.stop] = parameter.detach().flatten()
             parameter.data = self.params[slot.start : slot.stop].view(slot.shape)
             main_grad = self.grads[slot.start : slot.stop].view(slot.shape)
+            parameter.grad = None  # of an earlier backward: the next one would add it to the main gradient
             parameter.main_grad = main_grad  # type: ignore[attr-defined]
             add_gradients_to_main(parameter, main_grad)
 

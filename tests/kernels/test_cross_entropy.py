@@ -140,3 +140,5 @@ def test_gradients_repeat_bit_for_bit(device: str) -> None:
 def test_shapes_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="cross_entropy needs"):
         cross_entropy(torch.zeros(3, 4), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="targets must be integers"):
+        cross_entropy(torch.zeros(3, 4), torch.zeros(3))

@@ -51,7 +51,7 @@ def _kernel(x_ptr, y_ptr, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     {body}
 
 def operator(x):
-    Program(_kernel, num_warps=1, WIDTH=x.shape[1], BLOCK=4096)((x.shape[0], 1, 1), x, torch.empty_like(x), x.stride(0))
+    Program(_kernel, num_warps=1, WIDTH=x.shape[1], BLOCK=4096)({grid}, x, torch.empty_like(x), x.stride(0))
     return x
 
 case = operator_cases.OperatorCase(
@@ -74,20 +74,51 @@ SPILLING = """total = tl.zeros((BLOCK,), tl.float32)
     tl.store(y_ptr + columns, total)"""
 OVERFLOWING = """x = tl.load(x_ptr + row * stride + columns, mask=columns < WIDTH)
     tl.store(y_ptr + row * stride + columns, x, mask=columns < WIDTH)"""
+ROWS, ROWS_ALONG_Y = "(x.shape[0], 1, 1)", "(1, x.shape[0], 1)"
 
 
 @pytest.mark.parametrize(
-    ("gate", "body", "finding"),
+    ("gate", "body", "grid", "finding"),
     [
-        ("machine_code", NARROW, "narrow loads"),
-        ("machine_code", SPILLING, "spills"),
-        ("address_arithmetic", OVERFLOWING, "may reach"),
+        ("machine_code", NARROW, ROWS, "narrow loads"),
+        ("machine_code", SPILLING, ROWS, "spills"),
+        ("machine_code", OVERFLOWING, ROWS, "in the committed table alone"),
+        ("address_arithmetic", OVERFLOWING, ROWS, "may reach"),
+        ("address_arithmetic", OVERFLOWING, ROWS_ALONG_Y, "is not launched"),
     ],
-    ids=["narrow", "spilling", "overflowing"],
+    ids=["narrow", "spilling", "forgotten", "overflowing", "too many"],
 )
-def test_gates_find_wrong_kernels(gate: str, body: str, finding: str, tmp_path: Path) -> None:
+def test_gates_find_wrong_kernels(gate: str, body: str, grid: str, finding: str, tmp_path: Path) -> None:
     program = tmp_path / "wrong.py"
-    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + WRONG_KERNELS.format(gate=gate, body=body))
+    code = WRONG_KERNELS.format(gate=gate, body=body, grid=grid)
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + code)
     done = run(str(program), cwd=tmp_path)
     assert finding in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1
+
+
+TWO_LAUNCHES = """
+from dataclasses import replace
+from benchmarks.machine_code import Row, findings
+small = Row("kernel", "operator", "3B", "bfloat16", 90, 0, 4, 40, 0, 0, 128, 128, 0, 0, True)
+large = replace(small, launch=1, registers=80)
+assert findings([small, large], [small, large]) == []
+print(*findings([replace(small, registers=80), large], [small, large]), sep="; ")
+"""
+
+
+def test_each_launch_of_a_kernel_is_compared_with_itself() -> None:
+    done = run("-c", TWO_LAUNCHES)
+    assert done.stdout.count("registers grew from 40 to 80") == 1, done.stdout + done.stderr
+
+
+MAIN_GRADIENTS = """
+from benchmarks.machine_code import jobs
+print(*sorted({(job.kernel, dict(job.constants).get("ADD")) for job in jobs()}, key=str), sep="; ")
+"""
+
+
+def test_both_ways_to_give_a_gradient_are_compiled() -> None:
+    done = run("-c", MAIN_GRADIENTS)
+    for kernel in ("_sum_rows_kernel", "_finish_runs_kernel"):
+        assert all(f"('{kernel}', {add})" in done.stdout for add in (False, True)), done.stdout + done.stderr

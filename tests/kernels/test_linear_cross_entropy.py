@@ -306,6 +306,10 @@ def test_a_broken_promise_raises(device: str) -> None:
         with pytest.raises(RuntimeError, match=r"promised an upstream gradient of 0\.25"):
             (losses().sum() * 0.2501).backward()
     (losses().sum() * (0.25 * (1 + 1e-6))).backward()
+    retained = losses().sum() / 4
+    retained.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward and got a second"):
+        retained.backward()
 
 
 def test_promises_need_a_main_gradient_and_the_kernels(device: str) -> None:
@@ -371,5 +375,7 @@ def test_shapes_and_dtypes_that_do_not_match_are_refused() -> None:
         linear_cross_entropy(hidden, weight[:, :-1], targets)
     with pytest.raises(ValueError, match="linear_cross_entropy needs"):
         linear_cross_entropy(hidden, weight, targets[:-1])
+    with pytest.raises(ValueError, match="targets must be integers"):
+        linear_cross_entropy(hidden, weight, targets == 0)
     with pytest.raises(ValueError, match="same dtype"):
         linear_cross_entropy(hidden, weight.float(), targets)
