@@ -53,7 +53,7 @@ class Breakdown:
 
 @cache
 def our_kernels() -> dict[str, str]:
-    """Name of each Triton kernel of this project -> its operator's module, or all of those that share the name."""
+    """Name of each Triton kernel of this project -> its operator's module. No two share a name."""
     import mindllm_engine.kernels as package
 
     found: dict[str, str] = {}
@@ -62,8 +62,7 @@ def our_kernels() -> dict[str, str]:
         for value in vars(module).values():
             function = getattr(value, "fn", None)
             if function is not None and getattr(function, "__module__", "") == module.__name__:
-                other = found.get(function.__name__)
-                found[function.__name__] = f"{other} / {module_info.name}" if other else module_info.name
+                found[function.__name__] = module_info.name
     return found
 
 

@@ -48,7 +48,7 @@ GROWTH = 1.10
 # Kernels whose narrow accesses cost nothing, and why.
 NARROW_BY_NATURE = {
     "sum_rows_kernel": "writes one vector of a few KB a call, an element a thread",
-    "losses_kernel": "reads one logit of a row by itself, the target's",
+    "cross_entropy_losses_kernel": "reads one logit of a row by itself, the target's",
 }
 TYPE_NAMES = {
     torch.bfloat16: "*bf16",

@@ -133,14 +133,14 @@ def _launch_backward(grad_y: Tensor, x: Tensor, bias: Tensor, grad_x: Tensor, pa
 def _forward_program(width: int, dtype: torch.dtype) -> Program:
     tile = _tile(width)
     constants = {"WIDTH": width, "WIDE": wide_type(dtype), "ROWS": FORWARD_ROWS, "BLOCK": tile.block}
-    return Program(_forward_kernel, tile.num_warps, **constants)
+    return Program(_bias_gelu_forward_kernel, tile.num_warps, **constants)
 
 
 @cache
 def _backward_program(width: int, dtype: torch.dtype) -> Program:
     tile = _tile(width)
     constants = {"WIDTH": width, "WIDE": wide_type(dtype), "ROWS": BACKWARD_ROWS, "BLOCK": tile.block}
-    return Program(_backward_kernel, tile.num_warps, **constants)
+    return Program(_bias_gelu_backward_kernel, tile.num_warps, **constants)
 
 
 def _tile(width: int) -> RowTile:
@@ -149,7 +149,7 @@ def _tile(width: int) -> RowTile:
 
 
 @triton.jit
-def _forward_kernel(
+def _bias_gelu_forward_kernel(
     x_ptr,
     bias_ptr,
     y_ptr,
@@ -172,7 +172,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _bias_gelu_backward_kernel(
     grad_y_ptr,
     x_ptr,
     grad_x_ptr,

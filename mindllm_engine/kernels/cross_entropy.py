@@ -154,7 +154,7 @@ def _losses_program(
     write_gradients: bool,
 ) -> Program:
     return Program(
-        _losses_kernel,
+        _cross_entropy_losses_kernel,
         _warps(tile),
         IGNORE_INDEX=ignore_index,
         Z_LOSS=z_loss,
@@ -276,7 +276,7 @@ def _write_zeros(out_ptr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def _losses_kernel(
+def _cross_entropy_losses_kernel(
     logits_ptr,
     targets_ptr,
     losses_ptr,
@@ -358,7 +358,7 @@ def _backward_program(
     tile: int, vocab: int, stride: int, dtype: torch.dtype, ignore_index: int, z_loss: float
 ) -> Program:
     return Program(
-        _backward_kernel,
+        _cross_entropy_backward_kernel,
         _warps(tile),
         IGNORE_INDEX=ignore_index,
         Z_LOSS=z_loss,
@@ -371,7 +371,7 @@ def _backward_program(
 
 
 @triton.jit
-def _backward_kernel(
+def _cross_entropy_backward_kernel(
     upstream_ptr,
     logits_ptr,
     targets_ptr,

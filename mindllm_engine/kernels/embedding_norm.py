@@ -118,11 +118,11 @@ def _allocate_forward(tokens: Tensor, table: Tensor, weight: Tensor, eps: float)
 def _forward_program(width: int, vocab: int, eps: float, dtype: torch.dtype) -> Program:
     tile = row_tile(width)
     constants = {"WIDTH": width, "VOCAB": vocab, "EPS": eps, "WIDE": wide_type(dtype), "BLOCK": tile.block}
-    return Program(_forward_kernel, tile.num_warps, **constants)
+    return Program(_embedding_norm_forward_kernel, tile.num_warps, **constants)
 
 
 @triton.jit
-def _forward_kernel(
+def _embedding_norm_forward_kernel(
     token_ptr,
     table_ptr,
     w_ptr,
@@ -195,9 +195,9 @@ def _launch_backward(
 def _backward_programs(width: int, vocab: int, chunk: int, add: bool, dtype: torch.dtype) -> tuple[Program, Program]:
     wide, tile = wide_type(dtype), light_row_tile(width)
     return (
-        Program(_sum_parts_kernel, num_warps=2, WIDTH=width, CHUNK=chunk, WIDE=wide, BLOCK=SUM_TILE),
+        Program(_embedding_norm_sum_parts_kernel, num_warps=2, WIDTH=width, CHUNK=chunk, WIDE=wide, BLOCK=SUM_TILE),
         Program(
-            _finish_runs_kernel,
+            _embedding_norm_finish_runs_kernel,
             tile.num_warps,
             WIDTH=width,
             VOCAB=vocab,
@@ -210,7 +210,7 @@ def _backward_programs(width: int, vocab: int, chunk: int, add: bool, dtype: tor
 
 
 @triton.jit
-def _sum_parts_kernel(
+def _embedding_norm_sum_parts_kernel(
     grad_y_ptr,
     order_ptr,
     sorted_ptr,
@@ -240,7 +240,7 @@ def _sum_parts_kernel(
 
 
 @triton.jit
-def _finish_runs_kernel(
+def _embedding_norm_finish_runs_kernel(
     sum_ptr,
     order_ptr,
     sorted_ptr,

@@ -142,7 +142,7 @@ def _reference_backward(
 def _run_forward(parts: Sequence[Tensor], approximate: str) -> Tensor:
     out = _allocate_forward(parts, approximate)
     gate, up = (as_rows(x) for x in _gate_and_up(parts))
-    program, blocks = _program(_forward_kernel, out.shape[-1], out.dtype, approximate)
+    program, blocks = _program(_geglu_forward_kernel, out.shape[-1], out.dtype, approximate)
     program((gate.shape[0] * blocks, 1, 1), gate, up, out, gate.stride(0), up.stride(0))
     return out
 
@@ -168,7 +168,7 @@ def _launch_backward(
 ) -> None:
     tensors = [as_rows(x) for x in (grad_out, gate, up, grad_gate, grad_up)]
     rows, width = tensors[0].shape
-    program, blocks = _program(_backward_kernel, width, gate.dtype, approximate)
+    program, blocks = _program(_geglu_backward_kernel, width, gate.dtype, approximate)
     program((rows * blocks, 1, 1), *tensors, *(x.stride(0) for x in tensors))
 
 
@@ -191,7 +191,7 @@ def _place(WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _geglu_forward_kernel(
     gate_ptr,
     up_ptr,
     out_ptr,
@@ -210,7 +210,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _geglu_backward_kernel(
     grad_out_ptr,
     gate_ptr,
     up_ptr,

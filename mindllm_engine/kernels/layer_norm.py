@@ -198,7 +198,7 @@ def _launch_forward(
 def _forward_program(width: int, eps: float, has_residual: bool, dtype: torch.dtype) -> Program:
     tile = row_tile(width)
     return Program(
-        _forward_kernel if width <= WIDEST_ROW else _wide_forward_kernel,
+        _layer_norm_forward_kernel if width <= WIDEST_ROW else _layer_norm_wide_forward_kernel,
         tile.num_warps,
         WIDTH=width,
         EPS=eps,
@@ -216,7 +216,7 @@ def _store_normalised(y_ptr, w_ptr, b_ptr, x_hat, columns, inside, WIDE: tl.cons
 
 
 @triton.jit
-def _forward_kernel(
+def _layer_norm_forward_kernel(
     x_ptr,
     f_ptr,
     w_ptr,
@@ -247,7 +247,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _wide_forward_kernel(
+def _layer_norm_wide_forward_kernel(
     x_ptr,
     f_ptr,
     w_ptr,
@@ -347,7 +347,7 @@ def _launch_backward(
 def _backward_program(width: int, has_grad_total: bool, dtype: torch.dtype) -> Program:
     tile = light_row_tile(width)
     constants = {"WIDTH": width, "HAS_GRAD_TOTAL": has_grad_total, "WIDE": wide_type(dtype), "BLOCK": tile.block}
-    return Program(_backward_kernel, tile.num_warps, **constants)
+    return Program(_layer_norm_backward_kernel, tile.num_warps, **constants)
 
 
 @cache
@@ -356,9 +356,14 @@ def _wide_backward_programs(
 ) -> tuple[Program, Program]:
     wide = wide_type(dtype)
     return (
-        Program(_wide_means_kernel, WIDTH=width, WIDE=wide, BLOCK=TILE),
+        Program(_layer_norm_wide_means_kernel, WIDTH=width, WIDE=wide, BLOCK=TILE),
         Program(
-            _wide_backward_kernel, WIDTH=width, HAS_GRAD_TOTAL=has_grad_total, WIDE=wide, ROWS=wide_rows, BLOCK=TILE
+            _layer_norm_wide_backward_kernel,
+            WIDTH=width,
+            HAS_GRAD_TOTAL=has_grad_total,
+            WIDE=wide,
+            ROWS=wide_rows,
+            BLOCK=TILE,
         ),
     )
 
@@ -371,7 +376,7 @@ def _store_gradient(grad_total_ptr, out_ptr, grad, columns, inside, HAS_GRAD_TOT
 
 
 @triton.jit
-def _backward_kernel(
+def _layer_norm_backward_kernel(
     grad_y_ptr,
     grad_total_ptr,
     x_ptr,
@@ -423,7 +428,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _wide_means_kernel(
+def _layer_norm_wide_means_kernel(
     grad_y_ptr,
     x_ptr,
     w_ptr,
@@ -454,7 +459,7 @@ def _wide_means_kernel(
 
 
 @triton.jit
-def _wide_backward_kernel(
+def _layer_norm_wide_backward_kernel(
     grad_y_ptr,
     grad_total_ptr,
     x_ptr,

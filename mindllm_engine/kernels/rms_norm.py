@@ -237,7 +237,7 @@ def _forward_program(
 ) -> Program:
     tile = row_tile(width)
     return Program(
-        _forward_kernel if width <= WIDEST_ROW else _wide_forward_kernel,
+        _rms_norm_forward_kernel if width <= WIDEST_ROW else _rms_norm_wide_forward_kernel,
         tile.num_warps,
         WIDTH=width,
         ALPHA=alpha,
@@ -259,7 +259,7 @@ def _store_normalised(y_ptr, w_ptr, x, rstd, columns, inside, ROUND_BEFORE_WEIGH
 
 
 @triton.jit
-def _forward_kernel(
+def _rms_norm_forward_kernel(
     x_ptr,
     f_ptr,
     w_ptr,
@@ -296,7 +296,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _wide_forward_kernel(
+def _rms_norm_wide_forward_kernel(
     x_ptr,
     f_ptr,
     w_ptr,
@@ -413,7 +413,7 @@ def _backward_program(
 ) -> Program:
     tile = accumulating_row_tile(width)
     return Program(
-        _backward_kernel,
+        _rms_norm_backward_kernel,
         tile.num_warps,
         WIDTH=width,
         ALPHA=alpha,
@@ -426,7 +426,7 @@ def _backward_program(
 
 @cache
 def _wide_dot_program(width: int, dtype: torch.dtype) -> Program:
-    return Program(_wide_dot_kernel, WIDTH=width, WIDE=wide_type(dtype), BLOCK=TILE)
+    return Program(_rms_norm_wide_dot_kernel, WIDTH=width, WIDE=wide_type(dtype), BLOCK=TILE)
 
 
 @cache
@@ -434,7 +434,7 @@ def _wide_backward_program(
     width: int, dtype: torch.dtype, alpha: float, has_residual: bool, has_grad_total: bool, rows: int
 ) -> Program:
     return Program(
-        _wide_backward_kernel,
+        _rms_norm_wide_backward_kernel,
         WIDTH=width,
         ALPHA=alpha,
         HAS_RESIDUAL=has_residual,
@@ -465,7 +465,7 @@ def _store_gradients(
 
 
 @triton.jit
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     grad_y_ptr,
     grad_total_ptr,
     x_ptr,
@@ -514,7 +514,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _wide_dot_kernel(
+def _rms_norm_wide_dot_kernel(
     grad_y_ptr,
     x_ptr,
     w_ptr,
@@ -540,7 +540,7 @@ def _wide_dot_kernel(
 
 
 @triton.jit
-def _wide_backward_kernel(
+def _rms_norm_wide_backward_kernel(
     grad_y_ptr,
     grad_total_ptr,
     x_ptr,

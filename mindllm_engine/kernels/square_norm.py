@@ -52,7 +52,9 @@ def _run(x: Tensor) -> Tensor:
 
 @cache
 def _programs() -> tuple[Program, Program]:
-    return Program(_squares_kernel, 8, CHUNK=CHUNK, BLOCK=BLOCK), Program(_sum_kernel, 8, BLOCK=BLOCK)
+    return Program(_square_norm_squares_kernel, 8, CHUNK=CHUNK, BLOCK=BLOCK), Program(
+        _square_norm_sum_kernel, 8, BLOCK=BLOCK
+    )
 
 
 def _allocate(x: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def _allocate(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _squares_kernel(x_ptr, partial_ptr, elements, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _square_norm_squares_kernel(x_ptr, partial_ptr, elements, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """CHUNK elements a program: whole blocks, which need no mask and so are read 128 bits at a time, then the rest."""
     start = tl.program_id(0).to(tl.int64) * CHUNK
     x_ptr += start
@@ -78,7 +80,7 @@ def _squares_kernel(x_ptr, partial_ptr, elements, CHUNK: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def _sum_kernel(partial_ptr, out_ptr, programs, BLOCK: tl.constexpr):
+def _square_norm_sum_kernel(partial_ptr, out_ptr, programs, BLOCK: tl.constexpr):
     """One program adds all partial sums."""
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, programs, BLOCK):

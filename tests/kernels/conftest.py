@@ -26,3 +26,11 @@ def triton_kernels() -> Iterator[None]:
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Persistent kernels get two programs a multiprocessor's share, so that each takes many rows."""
     monkeypatch.setattr(rows, "multiprocessors", lambda device: 1)
+
+
+@pytest.fixture(params=["reference", "triton"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every operator runs its PyTorch reference, then its Triton kernels."""
+    select_kernels(request.param)
+    yield request.param
+    select_kernels("auto")

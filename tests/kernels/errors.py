@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 Operator = Callable[..., Any]
 # Beyond twice torch's error: for outputs and for gradients.
 OUTPUT_SLACK, GRADIENT_SLACK = 1e-5, 1e-4
+
+# Ways in which rows may lie in memory, as a parameter `view`: a function of a matrix.
+STRIDED_VIEWS = pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.t().contiguous().t(),
+        lambda x: torch.cat((x, x), dim=1)[:, : x.shape[1]],
+        lambda x: x[:1].expand(x.shape),
+        lambda x: x[:, None].expand(-1, 3, -1),
+    ],
+    ids=["columns first", "rows apart", "one row many times", "each row three times"],
+)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """AdamW over flat slices, reference and kernel, against torch.optim.AdamW in fp64; and the split master, bit by bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,17 +9,9 @@ from torch import Tensor
 
 from mindllm_engine.kernels import launch
 from mindllm_engine.kernels.adamw import BLOCK, CHUNK, adamw, join_master, split_master
-from mindllm_engine.kernels.backend import select_kernels
 
 CONSTANTS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 SCALE = 0.375
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 def random(elements: int, count: int, device: str) -> list[Tensor]:

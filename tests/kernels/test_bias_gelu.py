@@ -1,28 +1,20 @@
 """The bias and the GELU after a linear layer, reference and kernels, against torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.bias_gelu import bias_gelu
-from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
+from tests.kernels.errors import STRIDED_VIEWS, assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
 WIDTHS = (1, 7, 199, 760, 1128, 2560, 2730, 6826, 8192, 10240)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # Of the interpreter, where an exponential overflows and its reciprocal is 0, or infinity meets 0.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 def torch_bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
@@ -74,16 +66,7 @@ def test_a_bias_in_fp32_for_activations_in_bf16(device: str) -> None:
 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.t().contiguous().t(),
-        lambda x: torch.cat((x, x), dim=1)[:, : x.shape[1]],
-        lambda x: x[:1].expand(x.shape),
-        lambda x: x[:, None].expand(-1, 3, -1),
-    ],
-    ids=["columns first", "rows apart", "one row many times", "each row three times"],
-)
+@STRIDED_VIEWS
 def test_strided_inputs_and_expanded_gradients(view: Callable[[Tensor], Tensor], overwrite: bool, device: str) -> None:
     x, bias = inputs(9, 16, device=device)
     bias.requires_grad_()

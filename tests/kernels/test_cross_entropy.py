@@ -8,18 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels import cross_entropy as module
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.cross_entropy import cross_entropy
 from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
 Z = 0.01
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> object:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """The embedding with its RMSNorm, reference and kernels, against torch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels import embedding_norm as embedding_norm_file
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.embedding_norm import embedding_norm
 from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
@@ -25,13 +22,6 @@ TOKENS = {
     "one": [6],
     "none": [],
 }
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """GeGLU, reference and kernels, of one tensor and of two, against torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels import reference
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.geglu import geglu, geglu_split
 from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
@@ -18,13 +17,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # Of the interpreter, where an exponential overflows and its reciprocal is 0, or infinity meets 0.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 def torch_split(gate: Tensor, up: Tensor, approximate: str = "tanh") -> Tensor:

@@ -1,6 +1,6 @@
 """LayerNorm, alone and after a residual addition, reference and kernels, against torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,20 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.kernels import layer_norm as layer_norm_file
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
-from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
+from tests.kernels.errors import STRIDED_VIEWS, assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
 EPS = 1e-5
 WIDTHS = (1, 7, 199, 760, 1128, 2048, 2560, 2730, 6826, 8192, 10240, 16385)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 def torch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -109,16 +101,7 @@ def test_both_inputs_share_one_gradient(device: str) -> None:
 
 
 @pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.t().contiguous().t(),
-        lambda x: torch.cat((x, x), dim=1)[:, : x.shape[1]],
-        lambda x: x[:1].expand(x.shape),
-        lambda x: x[:, None].expand(-1, 3, -1),
-    ],
-    ids=["columns first", "rows apart", "one row many times", "each row three times"],
-)
+@STRIDED_VIEWS
 def test_strided_inputs_and_expanded_gradients(view: Callable[[Tensor], Tensor], device: str) -> None:
     x, _, weight, bias = inputs(9, 8, device=device)
     strided = view(x).detach().requires_grad_()

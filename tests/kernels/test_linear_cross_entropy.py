@@ -18,13 +18,6 @@ IGNORED = [2, 7, 8]
 Z = 0.01
 
 
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> object:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
-
-
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one partial, and for the reference several softmax blocks in each."""

@@ -9,20 +9,12 @@ from torch import Tensor
 
 from mindllm_engine.kernels import reference
 from mindllm_engine.kernels import rms_norm as rms_norm_file
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, deepnorm_residual_and_sum, rms_norm
-from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
+from tests.kernels.errors import STRIDED_VIEWS, assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
 EPS, ALPHA = 1e-5, 1.7
 WIDTHS = (1, 7, 199, 760, 1128, 2560, 2730, 6826, 8192, 10240, 16385)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> object:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 def torch_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -107,16 +99,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.t().contiguous().t(),
-        lambda x: torch.cat((x, x), dim=1)[:, : x.shape[1]],
-        lambda x: x[:1].expand(x.shape),
-        lambda x: x[:, None].expand(-1, 3, -1),
-    ],
-    ids=["columns first", "rows apart", "one row many times", "each row three times"],
-)
+@STRIDED_VIEWS
 def test_strided_inputs_and_expanded_gradients(view: Callable[[Tensor], Tensor], device: str) -> None:
     x, _, weight = inputs(9, 8, device=device)
     strided = view(x).detach().requires_grad_()

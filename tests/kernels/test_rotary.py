@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mindllm_engine.kernels import reference
 from mindllm_engine.kernels import rotary as rotary_file
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.rotary import document_positions, rotary, rotary_table
 from tests.kernels.errors import assert_error_within_twice_torch, assert_same_non_finite, poisoned_memory
 
@@ -17,13 +16,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # (heads, kv_heads, head_dim): equal and grouped heads, channels below, at and beside powers of two.
 SHAPES = [(3, 3, 8), (4, 1, 6), (1, 1, 2), (5, 2, 80)]
 Outputs = tuple[Tensor, Tensor, Tensor]
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> object:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 @pytest.fixture(params=[False, True], ids=["half-split", "interleaved"])

@@ -1,24 +1,14 @@
 """The sum of squares against fp64."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from mindllm_engine.kernels import launch
-from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.square_norm import BLOCK, CHUNK, square_norm
 from tests.kernels.errors import poisoned_memory
 
 # What the kernel's docstring promises, whatever the number of elements.
 RELATIVE_ERROR = 2.5e-6
-
-
-@pytest.fixture(params=["reference", "triton"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    select_kernels(request.param)
-    yield request.param
-    select_kernels("auto")
 
 
 @pytest.mark.usefixtures("triton_kernels")
