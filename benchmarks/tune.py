@@ -54,7 +54,7 @@ TRIALS = (
     Trial("deepnorm_residual", "ACCUMULATING_WARPS", (8, 16, 32, 48)),
     Trial("rms_norm", "ACCUMULATING_WARPS", (8, 16, 32, 48)),
     # Rows of logits at a time: memory against traffic of dweight.
-    Trial("linear_cross_entropy", "SMALLEST_CHUNK", (1024, 1664, 3328)),
+    Trial("linear_cross_entropy_main_grad", "SMALLEST_CHUNK", (1024, 1664, 3328)),
     Trial("rotary", "THREAD_ELEMENTS", (8, 16, 64)),
     Trial("rotary", "TILE_ELEMENTS", (2048, 4096, 16384)),
     Trial("geglu", "BLOCK", (512, 2048, 4096)),

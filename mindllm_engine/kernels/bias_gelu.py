@@ -54,7 +54,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, overwrite: bool = False) -> Tensor:
     Returns a tensor like `x`. The kernels compute in fp32 (fp64 for fp64 inputs) and round once; the reference rounds
     the sum too.
     """
-    if bias.shape != x.shape[-1:] or x.ndim == 0:
+    if bias.shape != x.shape[-1:] or 0 in (x.ndim, bias.numel()):
         raise ValueError(f"a bias for the last dimension of {tuple(x.shape)} cannot be {tuple(bias.shape)}")
     if not use_triton(x):
         return F.gelu(x + bias, approximate="tanh").to(x.dtype)

@@ -75,7 +75,7 @@ def residual_layer_norm(x: Tensor, f: Tensor, weight: Tensor, bias: Tensor, eps:
 
 
 def _check_width(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:] or 0 in (x.ndim, weight.numel()):
         raise ValueError(
             f"a norm over the last dimension of {tuple(x.shape)} has no weight of {tuple(weight.shape)} "
             f"and bias of {tuple(bias.shape)}"

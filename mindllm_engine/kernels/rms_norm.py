@@ -83,7 +83,7 @@ def deepnorm_residual_and_sum(
 
 
 def _check_width(x: Tensor, weight: Tensor) -> None:
-    if x.ndim == 0 or weight.shape != x.shape[-1:]:
+    if weight.shape != x.shape[-1:] or 0 in (x.ndim, weight.numel()):
         raise ValueError(f"a norm over the last dimension of {tuple(x.shape)} has no weight of {tuple(weight.shape)}")
 
 

@@ -299,3 +299,11 @@ def test_kernels_are_sorted_by_what_they_are_for(kernel: str, category: str) -> 
 def test_our_kernels_are_known_by_name() -> None:
     assert "rms_norm" in category_of("_rms_norm_wide_backward_kernel")
     assert category_of("_rms_norm_wide_backward_kernel").startswith("ours: ")
+
+
+def test_tuning_tries_every_value_and_leaves_the_constant_alone(tmp_path: Path) -> None:
+    done = run(["benchmarks/tune.py", "--only", "square_norm", "--output", str(tmp_path / "tune.csv")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((tmp_path / "tune.csv").open()))
+    assert [row["value"] for row in rows] == ["65536", "16384", "32768", "131072", "65536"]
+    assert all(float(row["ms"]) > 0 and not row["note"] for row in rows)
