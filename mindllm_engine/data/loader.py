@@ -12,6 +12,7 @@ from mindllm_engine.data.permutation import derive_key
 from mindllm_engine.data.plan import Plan
 from mindllm_engine.data.stream import SourceStream
 from mindllm_engine.data.token_files import TokenFile
+from mindllm_engine.kernels.attention import remember_offsets
 
 # The target of a position whose next token belongs to another document; losses leave it out.
 IGNORED = -100
@@ -40,7 +41,9 @@ class Batch:
         if device.type == "cpu":
             return self
         parts = (self.tokens, self.targets, self.positions, self.cu_seqlens, self.source_ids)
-        return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+        moved = Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+        remember_offsets(moved.cu_seqlens, self.cu_seqlens.tolist())
+        return moved
 
 
 def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids: NDArray[np.int64]) -> Batch:

@@ -66,7 +66,7 @@ def attention(
 
     Returns (tokens, heads, head_dim) in the dtype of `q`. bf16 and fp16 on a GPU go to the fastest FlashAttention that
     is there, or the one that `select_attention` pinned; all else to `reference_attention`. The first call with a tensor
-    of offsets on a GPU waits for it to be read; later ones, in other layers, do not.
+    of offsets on a GPU waits for it to be read (see `remember_offsets`); later ones, in other layers, do not.
 
     Raises ValueError for a window that is not causal, heads that do not divide, offsets that do not end at the tokens,
     or a sequence with fewer keys than queries; ConfigError where the pinned backend does not serve the call.
@@ -110,6 +110,12 @@ class _Offsets(NamedTuple):
 
 
 _offsets_on_gpu = WeakTensorKeyDictionary()  # tensor of offsets -> (its version, _Offsets)
+
+
+def remember_offsets(cu_seqlens: Tensor, values: list[int]) -> None:
+    """Tell `attention` what a tensor of offsets on a GPU holds, so that it need not wait for the device to read it."""
+    if cu_seqlens.is_cuda and not cu_seqlens.is_inference():
+        _offsets_on_gpu[cu_seqlens] = (cu_seqlens._version, _measured(values))
 
 
 def _read_offsets(cu_seqlens: Tensor, tokens: int) -> _Offsets:

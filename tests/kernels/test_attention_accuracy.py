@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mindllm_engine.kernels.attention import attention, select_attention
+from mindllm_engine.kernels.attention import attention, remember_offsets, select_attention
 from mindllm_engine.kernels.attention_backends import BACKENDS, Backend, machine_obstacle, read_machine
 
 HEAD_DIM = 128  # of both networks
@@ -240,6 +240,20 @@ def test_layers_after_the_first_do_not_wait_for_the_gpu(backend: Backend) -> Non
         attention(q[:, 0], *kv.unbind(1), cu_seqlens).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_offsets_that_are_told_are_never_read() -> None:
+    q, kv = inputs(Shape("", (600,)), torch.bfloat16)
+    cu_seqlens = offsets((10, 590))
+    expected = attention(q[:, 0], *kv.unbind(1), offsets((10, 590)))
+    remember_offsets(cu_seqlens, [0, 10, 600])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = attention(q[:, 0], *kv.unbind(1), cu_seqlens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(out, expected)
 
 
 @needs_gpu
