@@ -150,7 +150,7 @@ def launches_of(case: OperatorCase, dtype: torch.dtype, tokens: int) -> list[Lau
             arguments = case.make(tokens, torch.device("meta"), dtype)
             for argument in arguments:
                 if has_main_grad and isinstance(argument, Tensor) and argument.requires_grad:
-                    argument.main_grad = torch.empty_like(argument, dtype=torch.float32)  # type: ignore[attr-defined]
+                    argument.main_grad = torch.empty_like(argument, dtype=torch.float32)
             outputs = case.ours(*arguments)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             if case.backward_bytes is not None:
@@ -220,7 +220,7 @@ def read_machine_code(job: Job, capability: int, kernel: Any) -> Row:
         file.flush()
         usage = disassemble("-res-usage", file.name)
         loads, stores = access_widths(disassemble("-sass", file.name))
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     return Row(
         kernel=job.kernel.strip("_"),
         operator=job.operator,

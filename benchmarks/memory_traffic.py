@@ -186,7 +186,7 @@ def read_table() -> list[Row]:
         return []
     kinds = {field.name: field.type for field in fields(Row)}
     with TABLE.open(newline="") as file:
-        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in csv.DictReader(file)]  # type: ignore[operator]
+        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in csv.DictReader(file)]
 
 
 def write_table(rows: list[Row]) -> None:

@@ -146,14 +146,14 @@ def metrics_of(row: Measurement, ceilings: Ceilings) -> Iterable[tuple[str, str,
     """(metric, unit, (median, 20th, 80th percentile)) of everything a row holds."""
     if row.seconds is not None:
         times = (row.seconds.median, row.seconds.low, row.seconds.high)
-        yield "speed", "ms", tuple(1e3 * t for t in times)  # type: ignore[misc]
+        yield "speed", "ms", tuple(1e3 * t for t in times)
         for metric, unit, amount, scale in (
             ("bandwidth", "GB/s", row.bytes, 1e-9),
             ("copy_share", "%", row.bytes, 100 / ceilings.copy),
             ("throughput", "TFLOP/s", row.flops, 1e-12),
         ):
             if amount and min(times) > 0:
-                yield metric, unit, tuple(amount / t * scale for t in (times[0], times[2], times[1]))  # type: ignore[misc]
+                yield metric, unit, tuple(amount / t * scale for t in (times[0], times[2], times[1]))
     for metric, unit, value in (
         ("wall", "ms", None if row.wall is None else 1e3 * row.wall),
         ("memory", "MB", None if row.memory is None else row.memory / 2**20),
