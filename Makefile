@@ -51,7 +51,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What can be measured without a GPU: the machine code of every kernel.
+# What can be measured without a GPU: every kernel's machine code, addresses and memory traffic, and the host's time.
 bench: setup
 	for file in machine_code address_arithmetic memory_traffic host_cost; do \
 	  echo "$$file:"; $(BIN)/python benchmarks/$$file.py || status=1; done; exit $${status:-0}
