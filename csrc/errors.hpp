@@ -1,6 +1,7 @@
-// The two errors of the native code: a file whose content is wrong, and a system call that failed.
+// The errors of the native code: a file whose content is wrong, a system call that failed, a chunk not fetched yet.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -22,6 +23,19 @@ class IoError : public std::runtime_error {
 
     const int code;
     const std::string path;
+};
+
+// A chunk of a remote .bin is not, or no longer, in the local folder: fetch it and ask again. Python sees
+// MissingChunkError, with the attributes `folder` and `chunk`.
+class MissingChunk : public std::runtime_error {
+  public:
+    MissingChunk(std::string folder, int64_t chunk)
+        : std::runtime_error(folder + ": chunk " + std::to_string(chunk) + " is not there"),
+          folder(std::move(folder)),
+          chunk(chunk) {}
+
+    const std::string folder;
+    const int64_t chunk;
 };
 
 }  // namespace mindllm

@@ -17,6 +17,9 @@ py::object file_system_text(const std::string& text) {
         PyUnicode_DecodeFSDefaultAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
 }
 
+// Made once, with the module, and never destroyed: the interpreter may be gone by then.
+py::handle missing_chunk_error;
+
 void translate(std::exception_ptr error) {
     try {
         std::rethrow_exception(error);
@@ -26,6 +29,11 @@ void translate(std::exception_ptr error) {
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path.ptr());
     } catch (const mindllm::FormatError& format) {
         PyErr_SetObject(PyExc_ValueError, file_system_text(format.what()).ptr());
+    } catch (const mindllm::MissingChunk& missing) {
+        const py::object error = missing_chunk_error(file_system_text(missing.what()));
+        error.attr("folder") = file_system_text(missing.folder);
+        error.attr("chunk") = missing.chunk;
+        PyErr_SetObject(missing_chunk_error.ptr(), error.ptr());
     }
 }
 
@@ -33,6 +41,8 @@ void translate(std::exception_ptr error) {
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "The engine's C++: token files.";
+    missing_chunk_error = py::exception<mindllm::MissingChunk>(module, "MissingChunkError", PyExc_LookupError).release();
     py::register_exception_translator(&translate);
+    mindllm::bind_token_bytes(module);
     mindllm::bind_token_files(module);
 }

@@ -1,0 +1,128 @@
+"""Reading a .bin's bytes by pread: from a file, or from a folder of its chunks, of which some are absent or vanish."""
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import mindllm_engine._native as _native
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+def write_chunks(folder: Path, data: bytes, chunk_bytes: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, start in enumerate(range(0, len(data), chunk_bytes)):
+        (folder / str(number)).write_bytes(data[start : start + chunk_bytes])
+
+
+def test_a_file(tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(1000)
+    (tmp_path / "a.bin").write_bytes(data)
+    source = _native.LocalBytes(tmp_path / "a.bin")
+    assert (source.bytes, source.path) == (1000, tmp_path / "a.bin")
+    assert source.read(0, 1000) == data
+    assert source.read(17, 5) == data[17:22]
+    assert source.read(1000, 0) == b""
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=60), chunk_bytes=st.integers(1, 70), draw=st.data())
+def test_a_folder_of_chunks_reads_as_the_whole(
+    tmp_path: Path, data: bytes, chunk_bytes: int, draw: st.DataObject
+) -> None:
+    write_chunks(tmp_path / str(len(os.listdir(tmp_path))), data, chunk_bytes)
+    folder = tmp_path / str(len(os.listdir(tmp_path)) - 1)
+    source = _native.ChunkFolderBytes(folder, chunk_bytes, len(data))
+    assert (source.bytes, source.path) == (len(data), folder)
+    for _ in range(5):
+        start = draw.draw(st.integers(0, len(data)))
+        count = draw.draw(st.integers(0, len(data) - start))
+        assert source.read(start, count) == data[start : start + count]
+
+
+@pytest.mark.parametrize(
+    ("start", "count"), [(-1, 1), (0, 11), (11, 0), (5, 6), (0, -1), (2**62, 2**62), (3, 2**63 - 1), (-(2**63), 1)]
+)
+def test_ranges_outside(tmp_path: Path, start: int, count: int) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(10))
+    write_chunks(tmp_path / "chunks", bytes(10), 4)
+    for source in (_native.LocalBytes(tmp_path / "a.bin"), _native.ChunkFolderBytes(tmp_path / "chunks", 4, 10)):
+        with pytest.raises(IndexError, match="no"):
+            source.read(start, count)
+
+
+def test_a_file_cut_short_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(100))
+    source = _native.LocalBytes(path)
+    os.truncate(path, 40)
+    assert source.read(10, 30) == bytes(30)
+    with pytest.raises(ValueError, match=r"a\.bin: cut short while it was read: it ends at byte 40, 10 bytes before"):
+        source.read(30, 20)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        _native.LocalBytes(tmp_path / "none")
+    assert caught.value.filename == str(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="not a regular file"):
+            _native.LocalBytes(path)
+    for chunk_bytes, total in [(0, 10), (-4, 10), (4, -1)]:
+        with pytest.raises(ValueError, match="in chunks of"):
+            _native.ChunkFolderBytes(tmp_path, chunk_bytes, total)
+
+
+def test_a_chunk_that_is_absent_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "chunks"
+    write_chunks(folder, b"0123456789", 4)
+    source = _native.ChunkFolderBytes(folder, 4, 10)
+    (folder / "1").unlink()
+    with pytest.raises(_native.MissingChunkError, match="chunk 1 is not there") as caught:
+        source.read(2, 5)
+    assert (caught.value.folder, caught.value.chunk) == (str(folder), 1)
+    (folder / "1").write_bytes(b"4567")
+    assert source.read(2, 5) == b"23456"
+    with pytest.raises(_native.MissingChunkError, match="chunk 0"):
+        _native.ChunkFolderBytes(tmp_path / "none", 4, 10).read(0, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"456", b"45678"])
+def test_a_chunk_of_the_wrong_size_is_absent(tmp_path: Path, content: bytes) -> None:
+    write_chunks(tmp_path / "chunks", b"0123456789", 4)
+    (tmp_path / "chunks" / "1").write_bytes(content)
+    with pytest.raises(_native.MissingChunkError, match="chunk 1"):
+        _native.ChunkFolderBytes(tmp_path / "chunks", 4, 10).read(4, 1)
+
+
+def test_a_deleted_chunk_stays_readable_while_it_is_open(tmp_path: Path) -> None:
+    write_chunks(tmp_path / "chunks", b"0123456789", 4)
+    source = _native.ChunkFolderBytes(tmp_path / "chunks", 4, 10)
+    assert source.read(0, 4) == b"0123"
+    (tmp_path / "chunks" / "0").unlink()
+    assert source.read(1, 2) == b"12"
+
+
+def test_threads_share_a_folder_with_more_chunks_than_are_kept_open(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(100 * 64)
+    write_chunks(tmp_path / "chunks", data, 64)
+    source = _native.ChunkFolderBytes(tmp_path / "chunks", 64, len(data))
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        generator = random.Random(seed)
+        for _ in range(3000):
+            start = generator.randrange(len(data))
+            if source.read(start, min(70, len(data) - start)) != data[start : start + 70]:
+                wrong.append(start)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(os.listdir("/proc/self/fd")) < 100  # those of the chunks read before are closed
