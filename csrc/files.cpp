@@ -110,33 +110,48 @@ void sync_folder_of(const std::string& path) {
 }
 
 MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
-    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never wait for a pipe's writer
-    if (descriptor < 0) throw IoError(errno, path_);
+    descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // never wait for a pipe's writer
+    if (descriptor_ < 0) throw IoError(errno, path_);
+    try {
+        map();
+    } catch (...) {
+        ::close(descriptor_);
+        throw;
+    }
+}
+
+void MappedFile::map() {
     struct stat status{};
-    if (::fstat(descriptor, &status) != 0) {
-        const int code = errno;
-        ::close(descriptor);
-        throw IoError(code, path_);
-    }
-    if (!S_ISREG(status.st_mode)) {
-        ::close(descriptor);
-        throw FormatError(path_, "not a regular file");
-    }
+    if (::fstat(descriptor_, &status) != 0) throw IoError(errno, path_);
+    if (!S_ISREG(status.st_mode)) throw FormatError(path_, "not a regular file");
     bytes_ = static_cast<uint64_t>(status.st_size);
-    if (bytes_ > 0) {
-        void* address = ::mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (address == MAP_FAILED) {
-            const int code = errno;
-            ::close(descriptor);
-            throw IoError(code, path_);
-        }
-        data_ = static_cast<const unsigned char*>(address);
-    }
-    ::close(descriptor);  // the map holds the file
+    if (bytes_ == 0) return;
+    void* address = ::mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE, descriptor_, 0);
+    if (address == MAP_FAILED) throw IoError(errno, path_);
+    data_ = static_cast<const unsigned char*>(address);
 }
 
 MappedFile::~MappedFile() {
     if (data_ != nullptr) ::munmap(const_cast<unsigned char*>(data_), bytes_);
+    ::close(descriptor_);
+}
+
+void MappedFile::read(void* target, size_t bytes, uint64_t offset) const {
+    auto* out = static_cast<unsigned char*>(target);
+    while (bytes > 0) {
+        const ssize_t got = ::pread(descriptor_, out, bytes, static_cast<off_t>(offset));
+        if (got < 0) {
+            if (errno == EINTR) continue;
+            throw IoError(errno, path_);
+        }
+        if (got == 0) {
+            throw FormatError(path_, "cut short while it was read: it ended at byte " + std::to_string(offset) +
+                                         ", and had " + std::to_string(bytes_) + " when it was opened");
+        }
+        out += got;
+        offset += static_cast<uint64_t>(got);
+        bytes -= static_cast<size_t>(got);
+    }
 }
 
 }  // namespace mindllm

@@ -47,8 +47,9 @@ void remove_file(const std::string& path);
 // Makes the renames in the folder of `path` durable, where the file system can.
 void sync_folder_of(const std::string& path);
 
-// A whole file mapped read-only and private. A file of no bytes gives `data() == nullptr`.
-// A file that another process shortens while it is mapped kills the reader with SIGBUS, as with every memory map.
+// A whole file mapped read-only and private, and open. A file of no bytes gives `data() == nullptr`.
+// A file that another process shortens while it is mapped kills whoever reads the map with SIGBUS, as with every memory
+// map; `read` gives an error instead.
 class MappedFile {
   public:
     // Throws IoError, or FormatError if `path` is no regular file.
@@ -61,8 +62,15 @@ class MappedFile {
     uint64_t bytes() const { return bytes_; }
     const std::string& path() const { return path_; }
 
+    // Copies [offset, offset + bytes) of the file to `target`, by system calls. Throws IoError, or FormatError for a file
+    // that has become shorter. Thread-safe.
+    void read(void* target, size_t bytes, uint64_t offset) const;
+
   private:
+    void map();
+
     const std::string path_;
+    int descriptor_ = -1;
     const unsigned char* data_ = nullptr;
     uint64_t bytes_ = 0;
 };

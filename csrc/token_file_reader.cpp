@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 
 #include "errors.hpp"
 
@@ -18,11 +19,11 @@ std::string text(int64_t number) { return std::to_string(number); }
 
 }  // namespace
 
-TokenFileReader::TokenFileReader(const std::string& prefix)
+TokenFileReader::TokenFileReader(const std::string& prefix, bool thorough)
     : prefix_(prefix), index_(prefix + ".idx"), data_(prefix + ".bin") {
     read_header();
-    check_documents();
-    const int64_t bytes = check_offsets();
+    if (thorough) check_index();
+    const int64_t bytes = check_ends();
     check_data_size(bytes);
     tokens_ = bytes / type_.bytes;
 }
@@ -72,42 +73,88 @@ void TokenFileReader::read_header() {
     starts_ = offsets_ + 8 * sequences;
 }
 
-void TokenFileReader::check_documents() const {
-    int64_t previous = 0;
+// Returns the bytes that the sequences take, by the last of them.
+int64_t TokenFileReader::check_ends() const {
     if (first_sequence(0) != 0) throw FormatError(index_.path(), "the first document does not start at sequence 0");
-    for (int64_t document = 1; document <= documents_; ++document) {
-        const int64_t first = first_sequence(document);
-        if (first < previous || first > sequences_) {
-            throw FormatError(index_.path(), "document " + text(document - 1) + " ends at sequence " + text(first) +
-                                                 ", which is before its start or after the last of " +
-                                                 text(sequences_));
-        }
-        previous = first;
-    }
-    if (previous != sequences_) {
-        throw FormatError(index_.path(),
-                          "the documents end at sequence " + text(previous) + ", but there are " + text(sequences_));
+    if (first_sequence(documents_) != sequences_) refuse_documents_end(first_sequence(documents_));
+    if (sequences_ == 0) return 0;
+    if (sequence_offset(0) != 0) refuse_offset(0, sequence_offset(0), "but the first is 0");
+    const int64_t last = sequences_ - 1, length = sequence_length(last), offset = sequence_offset(last);
+    if (length < 0)
+        throw FormatError(index_.path(), "sequence " + text(last) + " has a negative length, " + text(length));
+    if (offset % type_.bytes != 0) refuse_offset(last, offset, "misaligned for " + std::string(type_.name));
+    int64_t end = 0;
+    if (offset < 0 || __builtin_add_overflow(offset, length * type_.bytes, &end))
+        refuse_offset(last, offset, "which no file can hold");
+    return end;
+}
+
+void TokenFileReader::refuse_documents_end(int64_t end) const {
+    throw FormatError(index_.path(),
+                      "the documents end at sequence " + text(end) + ", but there are " + text(sequences_));
+}
+
+void TokenFileReader::refuse_offset(int64_t sequence, int64_t offset, const std::string& why) const {
+    throw FormatError(index_.path(), "the offset of sequence " + text(sequence) + " is " + text(offset) + ", " + why);
+}
+
+void TokenFileReader::check_index() const {
+    check_documents();
+    check_offsets();
+}
+
+template <typename T, typename Visit>
+void TokenFileReader::visit_entries(const unsigned char* table, int64_t count, Visit&& visit) const {
+    std::vector<T> entries(static_cast<size_t>(std::min(count, kBlock)));
+    const auto table_at = static_cast<uint64_t>(table - index_.data());
+    for (int64_t first = 0; first < count; first += kBlock) {
+        const int64_t n = std::min(kBlock, count - first);
+        index_.read(entries.data(), static_cast<size_t>(n) * sizeof(T),
+                    table_at + static_cast<uint64_t>(first) * sizeof(T));
+        visit(first, entries.data(), n);
     }
 }
 
-// Returns the bytes that the sequences take.
-int64_t TokenFileReader::check_offsets() const {
+void TokenFileReader::check_documents() const {
+    int64_t previous = 0;
+    visit_entries<int64_t>(starts_, documents_ + 1, [&](int64_t document, const int64_t* firsts, int64_t n) {
+        if (document == 0 && firsts[0] != 0)
+            throw FormatError(index_.path(), "the first document does not start at sequence 0");
+        for (int64_t i = 0; i < n; ++i) {
+            if (firsts[i] < previous || firsts[i] > sequences_) {
+                throw FormatError(index_.path(), "document " + text(document + i - 1) + " ends at sequence " +
+                                                     text(firsts[i]) + ", which is before its start or after the last of " +
+                                                     text(sequences_));
+            }
+            previous = firsts[i];
+        }
+    });
+    if (previous != sequences_) refuse_documents_end(previous);
+}
+
+void TokenFileReader::check_offsets() const {
     int64_t expected = 0;
-    for (int64_t i = 0; i < sequences_; ++i) {
-        const int64_t length = sequence_length(i), offset = sequence_offset(i);
-        if (length < 0)
-            throw FormatError(index_.path(), "sequence " + text(i) + " has a negative length, " + text(length));
-        if (offset != expected) {
-            const bool misaligned = offset % type_.bytes != 0;
-            throw FormatError(index_.path(), "the offset of sequence " + text(i) + " is " + text(offset) +
-                                                 (misaligned ? ", misaligned for " + std::string(type_.name)
-                                                             : ", but the lengths before it give " + text(expected)));
+    std::vector<int64_t> offsets(static_cast<size_t>(std::min(sequences_, kBlock)));
+    const auto offsets_at = static_cast<uint64_t>(offsets_ - index_.data());
+    visit_entries<int32_t>(lengths_, sequences_, [&](int64_t sequence, const int32_t* lengths, int64_t n) {
+        index_.read(offsets.data(), static_cast<size_t>(n) * 8, offsets_at + static_cast<uint64_t>(sequence) * 8);
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t length = lengths[i], offset = offsets[static_cast<size_t>(i)];
+            if (length < 0) {
+                throw FormatError(index_.path(),
+                                  "sequence " + text(sequence + i) + " has a negative length, " + text(length));
+            }
+            if (offset != expected) {
+                const bool misaligned = offset % type_.bytes != 0;
+                refuse_offset(sequence + i, offset,
+                              misaligned ? "misaligned for " + std::string(type_.name)
+                                         : "but the lengths before it give " + text(expected));
+            }
+            if (__builtin_add_overflow(expected, length * type_.bytes, &expected))
+                throw FormatError(index_.path(), "the lengths add up to more than a file can hold");
         }
-        if (__builtin_add_overflow(expected, length * type_.bytes, &expected)) {
-            throw FormatError(index_.path(), "the lengths add up to more than a file can hold");
-        }
-    }
-    return expected;
+    });
+    check_data_size(expected);
 }
 
 void TokenFileReader::check_data_size(int64_t expected_bytes) const {
@@ -128,18 +175,31 @@ int64_t TokenFileReader::document_start(int64_t document) const {
     if (document < 0 || document > documents_) {
         throw std::out_of_range(prefix_ + ": there is no document " + text(document) + " among " + text(documents_));
     }
-    const int64_t sequence = first_sequence(document);
-    if (sequence == sequences_) return tokens_;
-    // The index was right when it was opened; if its file has been changed since, stay inside the maps all the same.
-    if (sequence < 0 || sequence > sequences_)
-        throw FormatError(index_.path(), "the index has changed since it was opened");
-    return sequence_offset(sequence) / type_.bytes;
+    return start_of(document, first_sequence(document), [this](int64_t sequence) { return sequence_offset(sequence); });
+}
+
+// `first` is the document's first sequence, and `offset_of` gives the offset of a sequence that exists.
+template <typename OffsetOf>
+int64_t TokenFileReader::start_of(int64_t document, int64_t first, OffsetOf&& offset_of) const {
+    if (first == sequences_) return tokens_;
+    const bool exists = first >= 0 && first < sequences_;
+    const int64_t offset = exists ? offset_of(first) : -1;
+    if (offset < 0 || offset % type_.bytes != 0 || offset / type_.bytes > tokens_) {
+        throw FormatError(index_.path(), "the index is damaged: document " + text(document) + " starts at sequence " +
+                                             text(first) + " of " + text(sequences_) +
+                                             (exists ? ", which starts at byte " + text(offset) + " of the data" : ""));
+    }
+    return offset / type_.bytes;
 }
 
 void TokenFileReader::document_lengths(int64_t start, int64_t end, int64_t* lengths) const {
     int64_t from = document_start(start);
     for (int64_t document = start; document < end; ++document) {
         const int64_t to = document_start(document + 1);
+        if (to < from) {
+            throw FormatError(index_.path(), "the index is damaged: document " + text(document) + " ends at token " +
+                                                 text(to) + ", before its start at " + text(from));
+        }
         *lengths++ = to - from;
         from = to;
     }
@@ -217,13 +277,24 @@ std::optional<StrayToken> TokenFileReader::find_stray(int64_t vocab_size) const 
     });
 }
 
-// The document that holds the token: the last to start at or before it, since empty documents share their start.
 int64_t TokenFileReader::document_of(int64_t token) const {
+    require_range(token, 1);
+    const auto start = [this](int64_t document) {
+        const auto entry = [this](const unsigned char* table, int64_t number) {
+            int64_t value;
+            index_.read(&value, 8, static_cast<uint64_t>(table - index_.data() + 8 * number));
+            return value;
+        };
+        return start_of(document, entry(starts_, document),
+                        [&](int64_t sequence) { return entry(offsets_, sequence); });
+    };
     int64_t low = 0, high = documents_;
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
-        (document_start(middle) <= token ? low : high) = middle;
+        (start(middle) <= token ? low : high) = middle;
     }
+    if (documents_ == 0 || start(low) > token || start(low + 1) <= token)
+        throw FormatError(index_.path(), "the index is damaged: no document holds token " + text(token));
     return low;
 }
 

@@ -1,4 +1,8 @@
-// Reads Megatron token files (.bin and .idx) through read-only memory maps, checked once on opening.
+// Reads Megatron token files (.bin and .idx) through read-only memory maps.
+//
+// Opening checks either everything that the index says, or in O(1) what its ends say: the header, the sizes of both files,
+// the first entry and the last. What is read later from an index that was not checked is checked then, entry by entry, so
+// that a damaged one is an error and never a read outside the maps.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +26,11 @@ struct StrayToken {
 class TokenFileReader {
   public:
     // Throws IoError for a file that cannot be opened, FormatError for one that is damaged; both name the file.
-    explicit TokenFileReader(const std::string& prefix);
+    // Without `thorough` only the ends of the index are checked.
+    explicit TokenFileReader(const std::string& prefix, bool thorough = true);
+
+    // Checks every entry of the index, read from the file and not through the map. Throws FormatError.
+    void check_index() const;
 
     int64_t documents() const { return documents_; }
     int64_t tokens() const { return tokens_; }
@@ -30,8 +38,9 @@ class TokenFileReader {
     const std::string& prefix() const { return prefix_; }
 
     // The place in the stream where document `document` starts, 0 <= document <= documents(); std::out_of_range else.
+    // FormatError for an entry that lies outside the stream.
     int64_t document_start(int64_t document) const;
-    // Writes the lengths in tokens of documents [start, end) to `lengths`.
+    // Writes the lengths in tokens of documents [start, end) to `lengths`. FormatError for one below 0.
     void document_lengths(int64_t start, int64_t end, int64_t* lengths) const;
 
     // The address of a token of the stream, aligned for its type, nullptr in an empty file.
@@ -48,15 +57,24 @@ class TokenFileReader {
     int64_t max_token() const;
     // The first id below 0 or at least `vocab_size`.
     std::optional<StrayToken> find_stray(int64_t vocab_size) const;
+    // The document that holds a token, 0 <= token < tokens(): the last to start at or before it, since empty documents
+    // share their start. Reads the file and not the map.
+    int64_t document_of(int64_t token) const;
 
   private:
     void read_header();
-    void check_sequences() const;
+    int64_t check_ends() const;
     void check_documents() const;
-    int64_t check_offsets() const;
+    void check_offsets() const;
     void check_data_size(int64_t expected_bytes) const;
-    int64_t document_of(int64_t token) const;
+    template <typename OffsetOf>
+    int64_t start_of(int64_t document, int64_t first, OffsetOf&& offset_of) const;
+    [[noreturn]] void refuse_documents_end(int64_t end) const;
+    [[noreturn]] void refuse_offset(int64_t sequence, int64_t offset, const std::string& why) const;
 
+    // Calls `visit(first, entries, n)` for blocks of `count` entries of type T of the index, read from the file.
+    template <typename T, typename Visit>
+    void visit_entries(const unsigned char* table, int64_t count, Visit&& visit) const;
     int32_t sequence_length(int64_t sequence) const { return load<int32_t>(lengths_ + 4 * sequence); }
     int64_t sequence_offset(int64_t sequence) const { return load<int64_t>(offsets_ + 8 * sequence); }
     int64_t first_sequence(int64_t document) const { return load<int64_t>(starts_ + 8 * document); }

@@ -83,8 +83,9 @@ py::array document(const py::object& self, int64_t index) {
         throw py::index_error(reader.prefix() + ": there is no document " + std::to_string(index) + " among " +
                               std::to_string(reader.documents()));
     }
-    const int64_t start = reader.document_start(index);
-    return view(self, start, reader.document_start(index + 1) - start);
+    int64_t length = 0;
+    reader.document_lengths(index, index + 1, &length);
+    return view(self, reader.document_start(index), length);
 }
 
 py::array_t<int64_t> lengths(const TokenFileReader& reader) {
@@ -156,10 +157,15 @@ void bind_reader(py::module_& module) {
         module, "TokenFileReader",
         "Reads `<prefix>.bin` and `<prefix>.idx` through read-only memory maps.\n\n"
         "Opening validates both: ValueError for a damaged one, OSError for one that cannot be opened.\n"
-        "The tokens are one stream, numbered from 0. Immutable and thread-safe. Ranges outside the\n"
-        "stream raise IndexError.")
-        .def(py::init([](const Path& prefix) { return std::make_unique<TokenFileReader>(prefix.string()); }),
-             py::arg("prefix"), NoGil())
+        "`thorough=False` validates the header, the sizes and the first and last entries only, in O(1); what\n"
+        "is read later is then checked as it is read, ValueError too. The tokens are one stream, numbered\n"
+        "from 0. Immutable and thread-safe. Ranges outside the stream raise IndexError.")
+        .def(py::init([](const Path& prefix, bool thorough) {
+                 return std::make_unique<TokenFileReader>(prefix.string(), thorough);
+             }),
+             py::arg("prefix"), py::arg("thorough") = true, NoGil())
+        .def("check_index", &TokenFileReader::check_index, NoGil(),
+             "Check every entry of the index, which is read from the file anew; ValueError for a wrong one.")
         .def_property_readonly("documents", &TokenFileReader::documents)
         .def_property_readonly("tokens", &TokenFileReader::tokens)
         .def_property_readonly("dtype",
@@ -175,6 +181,8 @@ void bind_reader(py::module_& module) {
              "starts, counts: int64[n]; out: contiguous int32 or int64 with exactly sum(counts) items. IndexError for "
              "a\n"
              "range outside the stream or another sum, before anything is copied.")
+        .def("document_of", &TokenFileReader::document_of, py::arg("token"), NoGil(),
+             "The document that holds a token of the stream; ValueError if a damaged index has none.")
         .def("max_token", &TokenFileReader::max_token, NoGil(), "The largest id, by a scan; -1 in an empty file.")
         .def(
             "find_stray",

@@ -116,18 +116,20 @@ class TokenFile:
     """A token file opened for reading: the native reader and the manifest, which agree with each other.
 
     The tokens are one stream, numbered from 0, which the documents divide. Nothing is loaded: arrays are views of a
-    memory map. Safe to share among threads. Ranges and documents that do not exist raise IndexError.
+    memory map. Safe to share among threads. Ranges and documents that do not exist raise IndexError; an index whose
+    damage opening could not see raises DataError where it is used.
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Open and check `<prefix>.bin`, `.idx` and `.json`; the checksums are left to `verify_chunks`.
+        """Open `<prefix>.bin`, `.idx` and `.json`, and check the manifest, the sizes and the ends of the index: in a
+        time that does not grow with the tokens. The rest is left to `verify_chunks`.
 
         Raises DataError if one of them is missing, damaged or does not match the others.
         """
         self.prefix = Path(prefix)
         self.manifest = Manifest.load(prefix)
         with _reading(self.prefix):
-            self.reader = _native.TokenFileReader(self.prefix)
+            self.reader = _native.TokenFileReader(self.prefix, thorough=False)
         for name, found in (("documents", self.documents), ("tokens", self.tokens), ("dtype", str(self.dtype))):
             expected = getattr(self.manifest, name)
             if found != expected:
@@ -154,11 +156,13 @@ class TokenFile:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """The length of each document in tokens, int64[documents]; made anew on each access."""
-        return self.reader.lengths
+        with _reading(self.prefix):
+            return self.reader.lengths
 
     def document(self, index: int) -> npt.NDArray[Any]:
         """A read-only view of a document's ids, [tokens of the document] of `dtype`."""
-        return self.reader.document(index)
+        with _reading(self.prefix):
+            return self.reader.document(index)
 
     def read(self, start_token: int, count: int) -> npt.NDArray[Any]:
         """A read-only view of `count` ids of the stream, [count] of `dtype`."""
@@ -199,6 +203,7 @@ class TokenFile:
     def verify_chunks(self) -> None:
         """Read all of the .bin and .idx; raise DataError for the first checksum that is not the manifest's."""
         with _reading(self.prefix):
+            self.reader.check_index()
             found = _index_checksum(self.prefix)
         if found != self.manifest.index_checksum:
             raise DataError(

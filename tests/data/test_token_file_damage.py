@@ -71,6 +71,10 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "misaligned data": (lambda b, i: set_size(b, -1), r"a\.bin: misaligned: not a whole number of int32 tokens: 19"),
 }
 
+# What a look at the ends of the index does not show. Documents are found without the lengths, so that reading is right
+# for all that; the others are noticed where they are read.
+LATE = {"negative length", "other length", "misaligned offset", "starts go back", "starts too far"}
+
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
@@ -82,10 +86,49 @@ def small(tmp_path: Path) -> Path:
 def test_damage_is_named(small: Path, damage: str) -> None:
     inflict, message = DAMAGES[damage]
     inflict(Path(f"{small}.bin"), Path(f"{small}.idx"))
-    with pytest.raises(DataError, match=message) as caught:
-        TokenFile(small)
+    # A foreign file: found by opening it.
+    expected = FileNotFoundError if "missing" in message else ValueError
+    with pytest.raises(expected, match=None if "missing" in message else message):
+        _native.TokenFileReader(small)
+    # Ours: found by opening it, or else by verifying it.
+    if damage in LATE:
+        file = TokenFile(small)
+        with pytest.raises(DataError, match=message) as caught:
+            file.verify_chunks()
+    else:
+        with pytest.raises(DataError, match=message) as caught:
+            TokenFile(small)
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value)  # what to do
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            "misaligned offset",
+            r"a\.idx: the index is damaged: document 1 starts at sequence 1 of 3, which .* byte 13 of",
+        ),
+        ("starts go back", r"a\.idx: the index is damaged: document 1 ends at token 0, before its start at 3"),
+        ("starts too far", r"a\.idx: the index is damaged: document 2 starts at sequence 9 of 3"),
+    ],
+)
+def test_late_damage_is_named_by_the_first_use(small: Path, damage: str, message: str) -> None:
+    inflict, _ = DAMAGES[damage]
+    inflict(Path(f"{small}.bin"), Path(f"{small}.idx"))
+    file = TokenFile(small)
+    for use in (lambda: file.lengths, lambda: file.document(1)):
+        with pytest.raises(DataError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("damage", ["negative length", "other length"])
+def test_lengths_that_nothing_needs_do_no_harm(small: Path, damage: str) -> None:
+    inflict, _ = DAMAGES[damage]
+    inflict(Path(f"{small}.bin"), Path(f"{small}.idx"))
+    file = TokenFile(small)
+    assert [file.document(i).tolist() for i in range(3)] == [[1, 2, 3], [], [4, 5]]
+    assert file.lengths.tolist() == [3, 0, 2]
 
 
 @pytest.mark.parametrize("suffix", [".idx", ".bin", ".json"])
@@ -96,6 +139,9 @@ def test_truncation_at_every_byte(small: Path, suffix: str) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(DataError):
             TokenFile(small)
+        if suffix != ".json":
+            with pytest.raises(ValueError, match=r"a\."):
+                _native.TokenFileReader(small)
 
 
 def test_flipped_bits_of_the_index_are_noticed(small: Path) -> None:
@@ -108,13 +154,17 @@ def test_flipped_bits_of_the_index_are_noticed(small: Path) -> None:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            foreign = _native.TokenFileReader(small)
+            assert bit // 8 >= checked_on_opening
+            assert [len(foreign.document(i)) for i in range(foreign.documents)] == foreign.lengths.tolist()
         try:
             file = TokenFile(small)
         except DataError:
             continue
-        assert bit // 8 >= checked_on_opening
-        assert [len(file.document(i)) for i in range(file.documents)] == file.lengths.tolist()
-        with pytest.raises(DataError, match=r"a\.idx: damaged"):
+        with contextlib.suppress(DataError):  # found by the first use
+            assert [len(file.document(i)) for i in range(file.documents)] == file.lengths.tolist()
+        with pytest.raises(DataError, match=r"a\.(idx|bin): "):
             file.verify_chunks()
 
 
@@ -130,6 +180,83 @@ def test_hostile_indices_never_crash_the_reader(tmp_path: Path, data: st.DataObj
     with contextlib.suppress(ValueError):
         reader = _native.TokenFileReader(tmp_path / "a")
         assert sum(len(reader.document(i)) for i in range(reader.documents)) == reader.tokens
+    read_whatever_can_be_read(tmp_path / "a")
+
+
+def read_whatever_can_be_read(prefix: Path) -> None:
+    """Open only the ends of an index and use it in every way: a ValueError, or something that holds together."""
+    try:
+        reader = _native.TokenFileReader(prefix, thorough=False)
+    except ValueError:
+        return
+    stream = np.fromfile(f"{prefix}.bin", reader.dtype)
+    assert reader.tokens == len(stream)
+    np.testing.assert_array_equal(reader.read(0, reader.tokens), stream)
+    for document in range(reader.documents):
+        with contextlib.suppress(ValueError):
+            start = reader.document_start(document)
+            ids = reader.document(document)
+            np.testing.assert_array_equal(ids, stream[start : start + len(ids)])
+    for token in range(reader.tokens):
+        with contextlib.suppress(ValueError):
+            document = reader.document_of(token)
+            assert reader.document_start(document) <= token < reader.document_start(document + 1)
+    with contextlib.suppress(ValueError):
+        assert sum(reader.lengths) == reader.tokens
+        assert min(reader.lengths, default=0) >= 0
+    with contextlib.suppress(ValueError):
+        assert (reader.find_stray(5) is None) == bool(np.all((stream >= 0) & (stream < 5)))
+    try:
+        reader.check_index()
+    except ValueError:
+        return
+    assert reader.lengths.tolist() == _native.TokenFileReader(prefix).lengths.tolist()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_indices_with_wild_entries_never_crash_the_reader(tmp_path: Path, data: st.DataObject) -> None:
+    """Whole headers and ends, so that the index opens, and anything in the middle."""
+    sequences, documents, tokens = (
+        data.draw(st.integers(1, 6)),
+        data.draw(st.integers(1, 6)),
+        data.draw(st.integers(0, 9)),
+    )
+    wild = st.one_of(st.integers(-1, 12), st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**62, 2**63 - 4, -4]))
+    offsets = [0, *data.draw(st.lists(wild, min_size=sequences - 1, max_size=sequences - 1))]
+    last = data.draw(st.integers(0, tokens)) if sequences > 1 else tokens
+    offsets[-1] = 4 * (tokens - last)
+    lengths = [*data.draw(st.lists(st.integers(-2, 9), min_size=sequences - 1, max_size=sequences - 1)), last]
+    starts = [0, *data.draw(st.lists(wild, min_size=documents - 1, max_size=documents - 1)), sequences]
+    (tmp_path / "a.idx").write_bytes(
+        struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 4, sequences, documents + 1)
+        + np.array(lengths, np.int32).tobytes()
+        + np.array([*offsets, *starts], np.int64).tobytes()
+    )
+    (tmp_path / "a.bin").write_bytes(np.arange(tokens, dtype=np.int32).tobytes())
+    _native.TokenFileReader(tmp_path / "a", thorough=False)  # it opens
+    read_whatever_can_be_read(tmp_path / "a")
+
+
+def test_light_opening_looks_at_the_ends_only(tmp_path: Path) -> None:
+    _native.write_index(tmp_path / "a.idx", "uint16", np.full(3_000_000, 7))
+    with (tmp_path / "a.bin").open("wb") as file:
+        file.truncate(3_000_000 * 14)
+    for offset in (HEADER_BYTES + 4 * 1_500_000, HEADER_BYTES + 12 * 1_500_000, HEADER_BYTES + 12 * 3_000_000 + 8 * 9):
+        put(tmp_path / "a.idx", offset, b"\xff")
+        reader = _native.TokenFileReader(tmp_path / "a", thorough=False)
+        assert (reader.documents, reader.tokens) == (3_000_000, 21_000_000)
+        with pytest.raises(ValueError, match=r"a\.idx: "):
+            reader.check_index()
+        with pytest.raises(ValueError, match=r"a\.idx: "):
+            _native.TokenFileReader(tmp_path / "a")
+
+
+def test_index_cut_short_while_open_is_an_error_of_its_check(small: Path) -> None:
+    reader = _native.TokenFileReader(small, thorough=False)
+    set_size(Path(f"{small}.idx"), -20)
+    with pytest.raises(ValueError, match=r"a\.idx: cut short while it was read: it ended at byte"):
+        reader.check_index()
 
 
 def test_index_changed_while_open_stays_inside_the_map(small: Path) -> None:
