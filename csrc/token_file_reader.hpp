@@ -33,6 +33,7 @@ class TokenFileReader {
     void check_index() const;
 
     int64_t documents() const { return documents_; }
+    int64_t sequences() const { return sequences_; }
     int64_t tokens() const { return tokens_; }
     const TokenTypeInfo& type() const { return type_; }
     const std::string& prefix() const { return prefix_; }

@@ -153,7 +153,7 @@ void bind_writer(py::module_& module) {
 
 void bind_reader(py::module_& module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
-    py::class_<TokenFileReader>(
+    py::class_<TokenFileReader, std::shared_ptr<TokenFileReader>>(
         module, "TokenFileReader",
         "Reads `<prefix>.bin` and `<prefix>.idx` through read-only memory maps.\n\n"
         "Opening validates both: ValueError for a damaged one, OSError for one that cannot be opened.\n"
@@ -161,7 +161,7 @@ void bind_reader(py::module_& module) {
         "is read later is then checked as it is read, ValueError too. The tokens are one stream, numbered\n"
         "from 0. Immutable and thread-safe. Ranges outside the stream raise IndexError.")
         .def(py::init([](const Path& prefix, bool thorough) {
-                 return std::make_unique<TokenFileReader>(prefix.string(), thorough);
+                 return std::make_shared<TokenFileReader>(prefix.string(), thorough);
              }),
              py::arg("prefix"), py::arg("thorough") = true, NoGil())
         .def("check_index", &TokenFileReader::check_index, NoGil(),

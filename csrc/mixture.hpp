@@ -1,0 +1,83 @@
+// Which source, and where in it, is global sample g: the arithmetic of a plan's blocks (data/plan.py lays them out).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "permutation.hpp"
+
+namespace mindllm {
+
+enum class Order { kShuffled, kBlocked, kChunked };
+
+// One block of a plan.
+struct BlockSpec {
+    int64_t first_sample;  // number of its first global sample
+    int64_t seq_len;       // tokens a sample advances
+    Order order;
+    int64_t samples_per_chunk;  // of kChunked: samples of one source in a row
+    uint64_t key;               // names the block's permutations
+    std::vector<int64_t> quotas;                   // samples of each source
+    std::vector<int64_t> firsts;                   // where the block's share of each source starts in that source
+    std::vector<std::vector<int64_t>> categories;  // of kBlocked: the sources of each category, in order
+};
+
+// Where a global sample is found.
+struct SampleAddress {
+    int64_t source;
+    int64_t position;  // in the source: a token of its endless stream, or the number of a packed sample
+    int64_t seq_len;
+};
+
+// A block with its cumulative counts. Its positions are numbered from 0.
+class MixtureBlock {
+  public:
+    MixtureBlock(BlockSpec spec, const std::vector<uint64_t>& source_keys);
+
+    int64_t samples() const { return samples_; }
+    int64_t first_sample() const { return spec_.first_sample; }
+    int64_t seq_len() const { return spec_.seq_len; }
+    int64_t first(int64_t source) const { return spec_.firsts[static_cast<size_t>(source)]; }
+
+    // The source of a position, and which of the block's samples of that source it is.
+    struct Place {
+        int64_t source, count;
+    };
+    Place place(int64_t position) const;
+
+  private:
+    Place shuffled(int64_t position) const;
+    Place blocked(int64_t position) const;
+    Place chunked(int64_t position) const;
+
+    BlockSpec spec_;
+    int64_t samples_ = 0;
+    std::vector<int64_t> ends_;               // cumulative quotas
+    std::vector<KeyedPermutation> shuffles_;  // shuffled: one of the block; blocked: of each source; chunked: two
+    std::vector<int64_t> chunk_ends_, remainder_ends_;  // chunked: cumulative whole chunks, and samples beyond them
+};
+
+// The blocks of a plan. Immutable, so safe to share among threads.
+class Mixture {
+  public:
+    // `source_keys`: a number for each source that does not change when others come or go.
+    // `by_token`: a source is addressed by token (contiguous), not by the number of a sample (best fit).
+    // std::out_of_range for blocks that do not follow each other from sample 0, or do not fit the sources.
+    Mixture(std::vector<BlockSpec> blocks, const std::vector<uint64_t>& source_keys, bool by_token);
+
+    int64_t samples() const { return samples_; }
+    size_t sources() const { return sources_; }
+    // std::out_of_range unless 0 <= sample < samples().
+    SampleAddress locate(int64_t sample) const;
+
+  private:
+    const MixtureBlock& block_of(int64_t sample) const;
+
+    std::vector<MixtureBlock> blocks_;
+    int64_t samples_ = 0;
+    const size_t sources_;
+    const bool by_token_;
+};
+
+}  // namespace mindllm
