@@ -5,6 +5,7 @@
 
 namespace mindllm {
 
+void bind_packing(pybind11::module_& module);
 void bind_token_files(pybind11::module_& module);
 
 }  // namespace mindllm

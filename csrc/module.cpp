@@ -32,7 +32,8 @@ void translate(std::exception_ptr error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The engine's C++: token files.";
+    module.doc() = "The engine's C++: packing, token files.";
     py::register_exception_translator(&translate);
+    mindllm::bind_packing(module);
     mindllm::bind_token_files(module);
 }
