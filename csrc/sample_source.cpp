@@ -1,7 +1,10 @@
-// Contiguous samples: from a position in the endless stream to an epoch, a group, its documents.
+// From a position to an epoch, a group of documents, and the documents: contiguous samples, then packed ones.
 #include "sample_source.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "errors.hpp"
@@ -95,6 +98,55 @@ void ContiguousSource::find_in_group(const Epoch& epoch, int64_t group, int64_t&
         count -= taken;
         if (count == 0) return;
     }
+}
+
+namespace {
+
+void lengths_of(const std::vector<int64_t>& starts, std::vector<int64_t>& lengths) {
+    lengths.resize(starts.size() - 1);
+    for (size_t i = 0; i < lengths.size(); ++i) lengths[i] = starts[i + 1] - starts[i];
+}
+
+}  // namespace
+
+BestFitSource::BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_t key, int64_t seq_len)
+    : index_(std::move(index)), key_(key), seq_len_(seq_len) {
+    BestFitPacker packer;
+    std::vector<int64_t> starts, lengths;
+    int64_t samples = 0;
+    before_.reserve(static_cast<size_t>(index_->groups()) + 1);
+    for (int64_t window = 0; window < index_->groups(); ++window) {
+        before_.push_back(samples);
+        index_->read_starts(window, starts);
+        lengths_of(starts, lengths);
+        samples += packer.count_bins(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len + 1);
+    }
+    before_.push_back(samples);
+    if (samples == 0) throw FormatError(index_->path(), "there are no tokens to make samples of");
+}
+
+void BestFitSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const {
+    if (seq_len != seq_len_) throw std::out_of_range("packed for samples of " + std::to_string(seq_len_) + " tokens");
+    thread_local BestFitPacker packer;
+    thread_local std::vector<int64_t> starts, lengths;
+    thread_local std::vector<Piece> pieces;
+    const int64_t epoch = position / samples_per_epoch();
+    const KeyedPermutation order(samples_per_epoch(), derive_key({key_, static_cast<uint64_t>(epoch)}));
+    const int64_t sample = order(position % samples_per_epoch());
+    const auto after = std::upper_bound(before_.begin(), before_.end(), sample);
+    const int64_t window = after - before_.begin() - 1;
+    index_->read_starts(window, starts);
+    lengths_of(starts, lengths);
+    packer.pack(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len + 1);
+    packer.pieces(sample - *std::prev(after), pieces);
+    for (const Piece& piece : pieces) {
+        out.push_back({index_->first_document(window) + piece.document, piece.start,
+                       starts[static_cast<size_t>(piece.document)] + piece.start, piece.count});
+    }
+}
+
+int64_t BestFitSource::addressing_bytes() const {
+    return index_->held_bytes() + static_cast<int64_t>(before_.size() * sizeof(int64_t));
 }
 
 }  // namespace mindllm

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "document_index.hpp"
+#include "packing.hpp"
 #include "permutation.hpp"
 
 namespace mindllm {
@@ -66,6 +67,31 @@ class ContiguousSource : public SampleSource {
     const uint64_t key_;
     mutable std::mutex mutex_;
     mutable std::map<int64_t, std::shared_ptr<const Epoch>> epochs_;
+};
+
+// A source in samples of whole documents: windows of `kWindow` neighbouring documents are packed best fit (packing.hpp)
+// into samples of seq_len + 1 tokens. Sample number p is one of the epoch p / samples_per_epoch(), where the samples are
+// in a keyed order; what is packed together is the same in every epoch, which attention within documents cannot see.
+//
+// Only the number of samples before each window is kept; a window is packed anew whenever a sample of it is read.
+class BestFitSource : public SampleSource {
+  public:
+    static constexpr int64_t kWindow = 2048;
+
+    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker,
+    // and if there are no samples.
+    BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_t key, int64_t seq_len);
+
+    int64_t samples_per_epoch() const { return before_.back(); }
+    // std::out_of_range for another seq_len.
+    void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
+    int64_t addressing_bytes() const override;
+
+  private:
+    const std::shared_ptr<const DocumentIndex> index_;
+    const uint64_t key_;
+    const int64_t seq_len_;
+    std::vector<int64_t> before_;  // the samples of an epoch before each window, and all of them
 };
 
 }  // namespace mindllm

@@ -200,13 +200,23 @@ void bind_batches(py::module_& module) {
              "The stretches of the sample at a position: int64[n, 4], each document, place in the document, place in\n"
              "the file, tokens. ValueError for a damaged index.")
         .def_property_readonly("addressing_bytes", &SampleSource::addressing_bytes, "Memory held to find samples.");
-    module.def(
-        "contiguous_source",
-        [](const TokenFileReader& reader, uint64_t key) -> std::shared_ptr<SampleSource> {
-            return std::make_shared<ContiguousSource>(std::make_shared<DocumentIndex>(reader, ContiguousSource::kGroup), key);
-        },
-        py::arg("reader"), py::arg("key"), NoGil(),
-        "The source as an endless stream of epochs, its documents in an order of their own in each, named by `key`.");
+    py::class_<ContiguousSource, SampleSource, std::shared_ptr<ContiguousSource>>(
+        module, "ContiguousSource", "A source as an endless stream of epochs, the documents of each in another order.")
+        .def(py::init([](const TokenFileReader& reader, uint64_t key) {
+                 auto index = std::make_shared<DocumentIndex>(reader, ContiguousSource::kGroup);
+                 return std::make_shared<ContiguousSource>(std::move(index), key);
+             }),
+             py::arg("reader"), py::arg("key"), NoGil(),
+             "Positions are tokens of the stream; `key` names the orders. ValueError for a damaged or empty index.");
+    py::class_<BestFitSource, SampleSource, std::shared_ptr<BestFitSource>>(module, "BestFitSource",
+                                                                            "A source in samples of whole documents.")
+        .def(py::init([](const TokenFileReader& reader, uint64_t key, int64_t seq_len) {
+                 auto index = std::make_shared<DocumentIndex>(reader, BestFitSource::kWindow);
+                 return std::make_shared<BestFitSource>(std::move(index), key, seq_len);
+             }),
+             py::arg("reader"), py::arg("key"), py::arg("seq_len"), NoGil(),
+             "Positions are numbers of samples; `key` names their order in each epoch. Counts all samples: O(documents).")
+        .def_property_readonly("samples_per_epoch", &BestFitSource::samples_per_epoch);
     py::class_<BatchReader, std::shared_ptr<BatchReader>>(module, "BatchReader",
                                                           "Micro-batches of a plan's samples. Thread-safe.")
         .def(py::init(&make_batch_reader), py::arg("mixture"), py::arg("sources"), py::arg("vocab_size"),
