@@ -61,7 +61,7 @@ void BatchReader::read_sample(int64_t sample, const BatchArrays& out, Progress& 
     int64_t* targets = out.targets + first;
     std::copy_n(row.data(), seq_len, out.tokens + first);
     std::copy_n(row.data() + 1, seq_len, targets);
-    std::fill_n(out.source_ids + first, seq_len, from.id);
+    std::fill_n(out.source_ids + first, seq_len, address.source);
     // Each stretch is a document to itself, and so is the padding after the last.
     const auto open_document = [&](int64_t begin, int64_t end) {
         if (begin > 0) targets[begin - 1] = kIgnored;

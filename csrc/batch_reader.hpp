@@ -22,9 +22,8 @@ namespace mindllm {
 // The target of a position whose next token belongs to another document, or to none; losses leave it out.
 constexpr int64_t kIgnored = -100;
 
-// A source of the mixture, where its tokens are, and what batches call it.
+// A source: where its tokens are, and where its samples lie in them.
 struct BatchSource {
-    int64_t id;
     std::string prefix;
     TokenTypeInfo type;
     std::shared_ptr<const TokenBytes> bytes;
@@ -41,7 +40,7 @@ struct BatchArrays {
 // Immutable, so safe to share among threads.
 class BatchReader {
   public:
-    // The sources in the order of the mixture. Ids that are read must lie in [0, vocab_size).
+    // The sources in the order that gives them their ids in the mixture and in batches. Token ids that are read must lie in [0, vocab_size).
     BatchReader(std::shared_ptr<const Mixture> mixture, std::vector<BatchSource> sources, int64_t vocab_size);
 
     // The tokens of a batch of these global samples, each of its block's seq_len.
@@ -52,12 +51,11 @@ class BatchReader {
     // and ids outside the vocabulary, IoError, MissingChunk.
     int64_t read(const std::vector<int64_t>& samples, const BatchArrays& out) const;
 
-    // The stretches of one global sample, appended to `out`; returns the source's place in the mixture.
+    // The stretches of one global sample, appended to `out`; returns its source.
     int64_t find(int64_t sample, std::vector<Stretch>& out) const;
 
-    const BatchSource& source(int64_t place) const { return sources_[static_cast<size_t>(place)]; }
-
   private:
+    const BatchSource& source(int64_t id) const { return sources_[static_cast<size_t>(id)]; }
     // A part of a batch: the samples written so far take `tokens` of its places and `borders` numbers of cu_seqlens.
     struct Progress {
         int64_t tokens = 0, borders = 0;

@@ -50,11 +50,6 @@ uint64_t derive_key_of(const py::args& parts) {
     return key;
 }
 
-std::shared_ptr<Mixture> make_mixture(const std::vector<BlockSpec>& blocks, const std::vector<uint64_t>& source_keys,
-                                      bool by_token) {
-    return std::make_shared<Mixture>(blocks, source_keys, by_token);
-}
-
 py::tuple locate(const Mixture& mixture, const Int64Array& samples) {
     const int64_t *data = samples.data(), count = samples.size();
     Int64Array sources(count), positions(count), seq_lens(count);
@@ -93,12 +88,12 @@ Int64Array find_stretches(const SampleSource& source, int64_t position, int64_t 
 
 py::tuple find_sample(const BatchReader& reader, int64_t sample) {
     std::vector<Stretch> stretches;
-    int64_t place = 0;
+    int64_t source = 0;
     {
         const py::gil_scoped_release release;
-        place = reader.find(sample, stretches);
+        source = reader.find(sample, stretches);
     }
-    return py::make_tuple(reader.source(place).id, to_array(stretches));
+    return py::make_tuple(source, to_array(stretches));
 }
 
 template <typename T>
@@ -157,14 +152,14 @@ std::unique_ptr<PendingBatch> submit(ReadAhead& ahead, const Int64Array& samples
     return std::make_unique<PendingBatch>(ahead.submit(to_vector(samples), out), std::move(arrays));
 }
 
-using SourceTuple = std::tuple<int64_t, std::shared_ptr<TokenFileReader>, std::shared_ptr<TokenBytes>,
+using SourceTuple = std::tuple<std::shared_ptr<TokenFileReader>, std::shared_ptr<TokenBytes>,
                                std::shared_ptr<SampleSource>>;
 
 std::shared_ptr<BatchReader> make_batch_reader(std::shared_ptr<Mixture> mixture,
                                                const std::vector<SourceTuple>& sources, int64_t vocab_size) {
     std::vector<BatchSource> batch_sources;
-    for (const auto& [id, reader, bytes, samples] : sources) {
-        batch_sources.push_back({id, reader->prefix(), reader->type(), bytes, samples});
+    for (const auto& [reader, bytes, samples] : sources) {
+        batch_sources.push_back({reader->prefix(), reader->type(), bytes, samples});
     }
     return std::make_shared<BatchReader>(std::move(mixture), std::move(batch_sources), vocab_size);
 }
@@ -174,7 +169,7 @@ void bind_mixture(py::module_& module) {
         .value("shuffled", Order::kShuffled)
         .value("blocked", Order::kBlocked)
         .value("chunked", Order::kChunked);
-    py::class_<BlockSpec>(module, "BlockSpec", "One block of a plan, for `Mixture`; see mindllm_engine.data.plan.Block.")
+    py::class_<BlockSpec>(module, "BlockSpec", "One block of a plan, for `Mixture`; see mindllm_engine.data.mixture.Block.")
         .def(py::init([](int64_t first_sample, int64_t seq_len, Order order, int64_t samples_per_chunk, uint64_t key,
                          std::vector<int64_t> quotas, std::vector<int64_t> firsts,
                          std::vector<std::vector<int64_t>> categories) {
@@ -185,9 +180,10 @@ void bind_mixture(py::module_& module) {
              py::kw_only(), py::arg("first_sample"), py::arg("seq_len"), py::arg("order"), py::arg("samples_per_chunk"),
              py::arg("key"), py::arg("quotas"), py::arg("firsts"), py::arg("categories"));
     py::class_<Mixture, std::shared_ptr<Mixture>>(module, "Mixture", "Which source, and where in it, is a global sample.")
-        .def(py::init(&make_mixture), py::arg("blocks"), py::arg("source_keys"), py::arg("by_token"),
-             "`source_keys`: a number for each source; `by_token`: positions are tokens of the source's stream, else\n"
-             "numbers of its samples. IndexError for blocks that do not fit.")
+        .def(py::init<std::vector<BlockSpec>, size_t, bool>(), py::arg("blocks"), py::arg("sources"),
+             py::arg("by_token"),
+             "`sources`: how many; `by_token`: positions are tokens of a source's stream, else numbers of its samples.\n"
+             "IndexError for blocks that do not follow each other, or do not fit the sources.")
         .def_property_readonly("samples", &Mixture::samples)
         .def("locate", &locate, py::arg("samples"),
              "(sources, positions, seq_lens) of global samples int64[n], int64[n] each. IndexError beyond the plan.");
@@ -220,7 +216,7 @@ void bind_batches(py::module_& module) {
     py::class_<BatchReader, std::shared_ptr<BatchReader>>(module, "BatchReader",
                                                           "Micro-batches of a plan's samples. Thread-safe.")
         .def(py::init(&make_batch_reader), py::arg("mixture"), py::arg("sources"), py::arg("vocab_size"),
-             "`sources`: (id in batches, TokenFileReader, TokenBytes, SampleSource) in the order of the mixture.")
+             "`sources`: (TokenFileReader, TokenBytes, SampleSource) of each, in the order that gives them their ids.")
         .def(
             "count_tokens",
             [](const BatchReader& reader, const Int64Array& samples) {
