@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+import mindllm_engine._native as _native
 from mindllm_engine.data.mixture import Block, locate_in_block
 from mindllm_engine.data.permutation import derive_key
 from mindllm_engine.data.plan_state import first_change, plan_state, state_hash
@@ -123,6 +124,12 @@ class Plan:
             source_ids[inside] = found
             starts[inside] = np.array(block.firsts, np.int64)[found] + indices * unit
         return source_ids, starts
+
+    def mixture(self) -> Any:
+        """The `_native.Mixture` of these blocks, which locates samples on the training path."""
+        return _native.Mixture(
+            [block.native() for block in self.blocks], len(self.sources), self.packing == "contiguous"
+        )
 
     def tokens_in(self, first_sample: int, count: int) -> int:
         """Tokens that `count` samples from `first_sample` on advance: blocks may differ in seq_len."""

@@ -42,6 +42,7 @@ class TokenFile:
         """
         self.prefix = Path(prefix)
         self.manifest = Manifest.load(prefix)
+        self.packings: dict[int, Any] = {}  # by seq_len; see data/stream.py
         with reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
         for name, found in (("documents", self.documents), ("tokens", self.tokens), ("dtype", str(self.dtype))):
