@@ -74,7 +74,7 @@ class ContiguousSource : public SampleSource {
 // whenever a sample of it is read. Immutable and thread-safe.
 class PackedWindows {
   public:
-    static constexpr int64_t kWindow = 2048;
+    static constexpr int64_t kWindow = 4096;
 
     // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker.
     PackedWindows(std::shared_ptr<const DocumentIndex> index, int64_t seq_len);

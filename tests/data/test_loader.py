@@ -1,15 +1,19 @@
-"""The loader against a brute-force reading of the same files: every token, border, position and source."""
+"""The loader against a brute-force reading of the same files: every token, border, position and source, in any order
+of steps and ranks, ahead of need or not, and what it says when a file fails under it."""
 
+import gc
 import itertools
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mindllm_engine.data.loader import IGNORED, Loader, heldout_batches
-from mindllm_engine.data.plan import BlockConfig, Plan, SourceFacts
-from mindllm_engine.data.stream import SourceStream
+from mindllm_engine.data.loader import IGNORED, READ_AHEAD, Batch, Loader, heldout_batches
+from mindllm_engine.data.plan import BlockConfig, Packing, Plan, SourceFacts
+from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_file_builder import TokenFileBuilder
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
@@ -32,87 +36,153 @@ def write_source(folder: Path, name: str, lengths: list[int], seed: int, top: in
     return TokenFile(prefix)
 
 
-def random_lengths(count: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 40, count).tolist()
+def random_lengths(count: int, seed: int, longest: int = 40) -> list[int]:
+    return np.random.default_rng(seed).integers(0, longest, count).tolist()
 
 
-def stream_of_epochs(file: TokenFile, stream: SourceStream, epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of so many epochs one document after the other, and whether each begins a document."""
-    tokens, begins = [], []
-    for epoch in range(epochs):
-        order, _ = stream._order(epoch)
-        assert sorted(order.tolist()) == list(range(file.documents))
-        for document in order:
-            ids = file.document(int(document)).astype(np.int64)
-            tokens.append(ids)
-            begins.append(np.arange(len(ids)) == 0)
-    return np.concatenate(tokens), np.concatenate(begins)
+def write_sources(folder: Path, names: str = "abc", count: int = 80) -> list[TokenFile]:
+    return [write_source(folder, name, random_lengths(count, seed), seed) for seed, name in enumerate(names)]
 
 
-def test_stream_reads_every_token_of_every_epoch(tmp_path: Path) -> None:
-    file = write_source(tmp_path, "a", [0, 5, 0, 1, *random_lengths(60, 1), 0], seed=1)
-    stream = SourceStream(file, SEQ_LEN, VOCAB, key=9)
-    tokens, begins = stream_of_epochs(file, stream, epochs=4)
-    for sample in range((len(tokens) - 1) // SEQ_LEN):
-        got, borders = stream.read(sample)
-        window = slice(sample * SEQ_LEN, sample * SEQ_LEN + SEQ_LEN + 1)
-        assert np.array_equal(got, tokens[window])
-        expected = np.flatnonzero(begins[window])
-        assert borders.tolist() == expected[expected > 0].tolist()
+def make_plan(files: list[TokenFile], blocks: list[BlockConfig], packing: Packing = "contiguous") -> Plan:
+    seq_lens = {block.seq_len or SEQ_LEN for block in blocks}
+    facts = []
+    for file in files:
+        samples = {n: packed_windows(file, n).samples for n in seq_lens} if packing == "best_fit" else {}
+        facts.append(SourceFacts.of(file.manifest.name, file.manifest, samples))
+    return Plan(facts, blocks, SEQ_LEN, 7, 0, packing)
 
 
-def test_samples_can_be_longer_than_the_source_and_read_in_any_order(tmp_path: Path) -> None:
-    file = write_source(tmp_path, "a", [3, 2, 2], seed=1)
-    stream = SourceStream(file, SEQ_LEN, VOCAB, key=9)
-    forward = [stream.read(sample)[0].tolist() for sample in range(20)]
-    again = SourceStream(file, SEQ_LEN, VOCAB, key=9)
-    assert [again.read(sample)[0].tolist() for sample in reversed(range(20))] == forward[::-1]
+def make_loader(plan: Plan, files: list[TokenFile], rank: int = 0, world_size: int = 1, verify: bool = False) -> Loader:
+    return Loader(plan, files, VOCAB, rank, world_size, verify)
 
 
-def test_batches_are_packed_right(tmp_path: Path) -> None:
-    files = [write_source(tmp_path, name, random_lengths(80, seed), seed) for seed, name in enumerate("abc")]
-    facts = [SourceFacts.of(name, file.manifest) for name, file in zip("abc", files, strict=True)]
-    plan = Plan(facts, [BlockConfig(tokens=100 * SEQ_LEN)], SEQ_LEN, 7, 0)
-    loader = Loader(plan, files, VOCAB, rank=0, world_size=1)
-    for batch in loader.micro_batches(first_sample=0, global_batch=96, micro_batch=8):
-        assert (
-            batch.tokens.shape
-            == batch.targets.shape
-            == batch.positions.shape
-            == batch.source_ids.shape
-            == (8 * SEQ_LEN,)
-        )
-        assert batch.cu_seqlens[0] == 0
-        assert batch.cu_seqlens[-1] == 8 * SEQ_LEN
-        assert set(range(0, 8 * SEQ_LEN, SEQ_LEN)) <= set(batch.cu_seqlens.tolist()), "a document ends with its row"
-        bounds = batch.cu_seqlens.tolist()
-        for begin, end in itertools.pairwise(bounds):
-            assert end > begin
-            assert batch.positions[begin:end].tolist() == list(range(end - begin))
-            assert torch.equal(batch.targets[begin : end - 1], batch.tokens[begin + 1 : end])
-            inside_row = end % SEQ_LEN != 0
-            if inside_row:
-                assert batch.targets[end - 1] == IGNORED
-                assert batch.tokens[end] == 1, "a border is where a document begins"
-        beginnings = torch.nonzero(batch.tokens == 1).flatten().tolist()
-        assert set(beginnings) <= set(bounds)
+def expected_row(loader: Loader, files: list[TokenFile], sample: int) -> tuple[int, list[int], list[int], list[int]]:
+    """Source, tokens, targets and the lengths of the pieces of one sample, in plain Python."""
+    source, stretches = loader._reader.find(sample)
+    seq_len = loader.plan.tokens_in(sample, 1)
+    row: list[int | None] = []
+    begins = []
+    for document, in_document, _, count in stretches.tolist():
+        begins.append(len(row))
+        row += files[source].document(document)[in_document : in_document + count].tolist()
+    if len(row) < seq_len + 1:
+        begins.append(len(row))
+        row += [None] * (seq_len + 1 - len(row))
+    targets = [IGNORED if place + 1 in begins or row[place + 1] is None else row[place + 1] for place in range(seq_len)]
+    begins = [begin for begin in begins if begin < seq_len]
+    pieces = [end - begin for begin, end in itertools.pairwise([*begins, seq_len])]
+    return source, [token or 0 for token in row[:seq_len]], targets, pieces
+
+
+def assert_batch(batch: Batch, rows: list[tuple[int, list[int], list[int], list[int]]]) -> None:
+    assert batch.tokens.tolist() == [token for _, tokens, _, _ in rows for token in tokens]
+    assert batch.targets.tolist() == [target for _, _, targets, _ in rows for target in targets]
+    assert batch.source_ids.tolist() == [source for source, tokens, _, _ in rows for _ in tokens]
+    pieces = [length for _, _, _, lengths in rows for length in lengths]
+    assert batch.cu_seqlens.tolist() == np.cumsum([0, *pieces]).tolist()
+    assert batch.positions.tolist() == [place for length in pieces for place in range(length)]
+    assert batch.cu_seqlens.dtype == torch.int32
+
+
+@pytest.mark.parametrize("packing", ["contiguous", "best_fit"])
+@pytest.mark.parametrize("order", ["shuffled", "blocked", "chunked"])
+def test_batches_hold_what_the_files_hold(tmp_path: Path, packing: Packing, order: str) -> None:
+    files = write_sources(tmp_path)
+    blocks = [
+        BlockConfig(tokens=40 * SEQ_LEN, order=order),  # type: ignore[arg-type]
+        BlockConfig(tokens=20 * 24, seq_len=24, order=order, weights={"a": 1, "c": 2}),  # type: ignore[arg-type]
+    ]
+    plan = make_plan(files, blocks, packing)
+    loader = make_loader(plan, files)
+    read = 0
+    for batch in loader.micro_batches(first_sample=0, global_batch=60, micro_batch=3):
+        assert_batch(batch, [expected_row(loader, files, sample) for sample in range(read, read + 3)])
+        read += 3
+    assert read == 60
+    mixed = np.array([39, 40, 2])  # two lengths in one batch
+    assert_batch(loader.read(mixed), [expected_row(loader, files, sample) for sample in mixed.tolist()])
+
+
+def test_one_epoch_of_best_fit_predicts_each_token_once(tmp_path: Path) -> None:
+    files = [write_source(tmp_path, "a", random_lengths(300, 3, longest=60), seed=3)]
+    samples = packed_windows(files[0], SEQ_LEN).samples
+    plan = make_plan(files, [BlockConfig(tokens=samples * SEQ_LEN, max_epochs=1.0)], "best_fit")
+    batch = make_loader(plan, files).read(np.arange(samples))
+    found = sorted(batch.targets[batch.targets != IGNORED].tolist())
+    documents = [files[0].document(number) for number in range(files[0].documents)]
+    assert found == sorted(token for document in documents for token in document[1:].tolist())
 
 
 def test_order_does_not_depend_on_ranks_or_micro_batches(tmp_path: Path) -> None:
-    files = [write_source(tmp_path, name, random_lengths(80, seed), seed) for seed, name in enumerate("ab")]
-    facts = [SourceFacts.of(name, file.manifest) for name, file in zip("ab", files, strict=True)]
-    plan = Plan(facts, [BlockConfig(tokens=48 * SEQ_LEN)], SEQ_LEN, 7, 0)
+    files = write_sources(tmp_path, "ab")
+    plan = make_plan(files, [BlockConfig(tokens=48 * SEQ_LEN)])
 
-    def rows_of_step(world_size: int, micro_batch: int) -> set[tuple[int, ...]]:
-        rows = set()
+    def rows_of_step(world_size: int, micro_batch: int) -> list[tuple[int, ...]]:
+        """In the order of the samples."""
+        rows = {}
         for rank in range(world_size):
-            for batch in Loader(plan, files, VOCAB, rank, world_size).micro_batches(24, 24, micro_batch):
-                rows |= {tuple(row) for row in batch.tokens.view(-1, SEQ_LEN).tolist()}
-        return rows
+            batches = make_loader(plan, files, rank, world_size).micro_batches(24, 24, micro_batch)
+            for number, batch in enumerate(batches):
+                first = rank * micro_batch + number * world_size * micro_batch
+                rows |= {
+                    first + i: tuple(row) for i, row in enumerate(batch.tokens.view(micro_batch, SEQ_LEN).tolist())
+                }
+        return [rows[i] for i in range(24)]
 
     expected = rows_of_step(1, 24)
-    assert len(expected) == 24
     assert all(rows_of_step(world, micro) == expected for world, micro in ((1, 1), (2, 3), (3, 8), (4, 2)))
+
+
+def test_steps_of_changing_size_follow_the_plan(tmp_path: Path) -> None:
+    """What was read ahead for steps that do not come is dropped, and the samples go on without a gap."""
+    files = write_sources(tmp_path)
+    plan = make_plan(files, [BlockConfig(tokens=200 * SEQ_LEN)])
+    loader = make_loader(plan, files)
+    rows = []
+    steps = [(0, 8, 2), (8, 8, 2), (16, 24, 4), (40, 24, 4), (64, 12, 6), (76, 4, 4), (80, 120, 8)]
+    for first, global_batch, micro_batch in steps:
+        for batch in loader.micro_batches(first, global_batch, micro_batch):
+            rows += batch.tokens.view(-1, SEQ_LEN).tolist()
+    assert rows == make_loader(plan, files).read(np.arange(200)).tokens.view(-1, SEQ_LEN).tolist()
+    again = next(make_loader(plan, files, rank=1, world_size=2).micro_batches(100, 8, 4))
+    assert again.tokens.view(-1, SEQ_LEN).tolist() == rows[104:108], "any sample can be the first"
+
+
+def test_batches_stay_when_others_are_read(tmp_path: Path) -> None:
+    files = write_sources(tmp_path)
+    plan = make_plan(files, [BlockConfig(tokens=100 * SEQ_LEN)])
+    loader = make_loader(plan, files)
+    kept = list(loader.micro_batches(0, 96, 4))
+    for number, batch in enumerate(kept):
+        assert torch.equal(batch.tokens, loader.read(np.arange(4 * number, 4 * number + 4)).tokens)
+
+
+def test_a_loader_may_be_dropped_while_it_reads_ahead(tmp_path: Path) -> None:
+    files = write_sources(tmp_path)
+    plan = make_plan(files, [BlockConfig(tokens=4096 * SEQ_LEN, max_epochs=1e9)])
+    expected = make_loader(plan, files).read(np.arange(64)).tokens
+    for _ in range(20):
+        loader = make_loader(plan, files)
+        batch = next(loader.micro_batches(0, 4096, 64))
+        assert len(loader._pending) == READ_AHEAD
+        del loader
+        gc.collect()
+        assert torch.equal(batch.tokens, expected)
+
+
+def test_sources_that_no_block_reads_are_left_alone(tmp_path: Path) -> None:
+    files = [*write_sources(tmp_path, "ab"), write_source(tmp_path, "tiny", [0, 3], seed=9)]
+    plan = make_plan(files, [BlockConfig(tokens=20 * SEQ_LEN, weights={"a": 1})])
+    assert set(make_loader(plan, files).read(np.arange(20)).source_ids.tolist()) == {0}
+
+
+def test_addressing_takes_few_bytes(tmp_path: Path) -> None:
+    files = write_sources(tmp_path, "ab", count=5000)
+    plan = make_plan(files, [BlockConfig(tokens=1000 * SEQ_LEN)])
+    loader = make_loader(plan, files)
+    loader.read(np.arange(1000))
+    assert 0 < loader.addressing_bytes() <= 2 * 8 * (5000 // 512 + 4)
 
 
 @pytest.mark.parametrize("max_tokens", [10**9, 333])
@@ -125,8 +195,50 @@ def test_heldout_scores_each_token_once(tmp_path: Path, max_tokens: int) -> None
     assert all((batch.source_ids == 3).all() for batch in batches)
 
 
-def test_id_beyond_the_vocabulary_names_the_document(tmp_path: Path) -> None:
-    file = write_source(tmp_path, "a", [20, 20], seed=1, top=VOCAB)
-    stream = SourceStream(file, SEQ_LEN, vocab_size=5, key=1)
-    with pytest.raises(DataError, match=r"a\.bin: token id \d+ at position \d+ of document 0"):
-        stream.read(0)
+def read_everything(loader: Loader) -> None:
+    for first in range(0, loader.plan.samples - 7, 8):
+        for _ in loader.micro_batches(first, 8, 4):
+            pass
+
+
+@pytest.mark.parametrize("stray", [VOCAB - 1, -2])
+def test_id_beyond_the_vocabulary_names_the_document(tmp_path: Path, stray: int) -> None:
+    file = write_source(tmp_path, "a", [5, 0, 20, 20], seed=1)
+    with (tmp_path / "a.bin").open("r+b") as data:
+        data.seek(2 * (5 + 7))
+        data.write(struct.pack("<H", stray & 0xFFFF))
+    plan = make_plan([file], [BlockConfig(tokens=8 * SEQ_LEN)])
+    with pytest.raises(DataError, match=rf"a\.bin: token id {stray & 0xFFFF} at position 7 of document 2 is outside"):
+        read_everything(Loader(plan, [file], VOCAB - 1, rank=0, world_size=1))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"), [("bin", r"a\.bin: cut short while it was read"), ("idx", r"a\.idx: cut short while")]
+)
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_file_cut_short_while_it_is_read(tmp_path: Path, suffix: str, message: str, verify: bool) -> None:
+    file = write_source(tmp_path, "a", random_lengths(3000, 1), seed=1)
+    plan = make_plan([file], [BlockConfig(tokens=2000 * SEQ_LEN)])
+    loader = make_loader(plan, [file], verify=verify)
+    next(loader.micro_batches(0, 8, 4))
+    os.truncate(tmp_path / f"a.{suffix}", 4000)
+    with pytest.raises(DataError, match=message) as caught:
+        read_everything(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_verifying_names_the_chunk_and_its_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mindllm_engine.data.token_file_builder.CHUNK_BYTES", 256)
+    file = write_source(tmp_path, "a", [10] * 60, seed=1)
+    plan = make_plan([file], [BlockConfig(tokens=36 * SEQ_LEN)])
+    sound = make_loader(plan, [file], verify=True)
+    read_everything(sound)
+    with (tmp_path / "a.bin").open("r+b") as data:
+        data.seek(700)
+        byte = data.read(1)[0]
+        data.seek(700)
+        data.write(bytes([byte ^ 1]))
+    read_everything(make_loader(plan, [file]))
+    with pytest.raises(DataError, match=r"a\.bin: damaged: chunk 2, from byte 512 to 767, with documents 25 to 38"):
+        read_everything(make_loader(plan, [file], verify=True))
+    read_everything(sound)  # what has been checked once is not checked again
