@@ -78,12 +78,14 @@ class Plan:
         # Where the next block's share of each source begins, by seq_len where samples are numbered by it.
         nexts: dict[int, list[int]] = {}
         epochs = [Fraction(0)] * len(sources)
+        tokens = 0
         for number, config in enumerate(blocks):
             where = f"data.blocks[{number}]"
             firsts = nexts.setdefault(self._seq_len(config) if packing == "best_fit" else 0, [0] * len(sources))
             block = self._lay_out(config, number, samples_needed, firsts)
             self.blocks.append(block)
-            if self.tokens_in(0, self.samples) >= MAX_TOKENS:
+            tokens += block.samples * block.seq_len
+            if tokens >= MAX_TOKENS:
                 raise ConfigError(f"{where}.tokens: the plan is beyond counting; shorten it")
             for source, quota in enumerate(block.quotas):
                 firsts[source] += quota * (block.seq_len if packing == "contiguous" else 1)
