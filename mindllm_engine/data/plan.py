@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 import mindllm_engine._native as _native
-from mindllm_engine.data.mixture import Block, locate_in_block
+from mindllm_engine.data.mixture import Block
 from mindllm_engine.data.permutation import derive_key
 from mindllm_engine.data.plan_state import first_change, plan_state, state_hash
 from mindllm_engine.data.shares import (
@@ -114,17 +114,7 @@ class Plan:
 
         Raises IndexError for samples outside the plan.
         """
-        if samples.size and not 0 <= samples.min() <= samples.max() < self.samples:
-            raise IndexError(f"samples {samples.min()} to {samples.max()} of a plan of {self.samples}")
-        source_ids = np.empty(samples.shape, np.int64)
-        starts = np.empty(samples.shape, np.int64)
-        numbers = np.searchsorted([block.first_sample for block in self.blocks], samples, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            block, inside = self.blocks[number], numbers == number
-            found, indices = locate_in_block(block, samples[inside] - block.first_sample)
-            unit = block.seq_len if self.packing == "contiguous" else 1
-            source_ids[inside] = found
-            starts[inside] = np.array(block.firsts, np.int64)[found] + indices * unit
+        source_ids, starts, _ = self.mixture().locate(samples)
         return source_ids, starts
 
     def mixture(self) -> Any:

@@ -47,6 +47,8 @@ class DataConfig:
     """Name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them)."""
     heldout: dict[str, str] = field(default_factory=dict)
     """Name of a source -> prefix of its held-out documents."""
+    verify: bool = False
+    """Check each chunk of a token file against its manifest before it is used for the first time in this run."""
     tokenizer: str | None = None
     """The SentencePiece model the token files were made with; checked against them."""
 

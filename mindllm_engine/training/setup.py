@@ -16,6 +16,7 @@ from mindllm_engine.corpus.prepare import prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.loader import Batch, Loader, heldout_batches
 from mindllm_engine.data.plan import Plan, SourceFacts
+from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
 from mindllm_engine.distributed.process_group import World, any_rank
@@ -114,9 +115,13 @@ def make_plan(config: RunConfig, sources: dict[str, TokenFile]) -> Plan:
     Raises:
         DataError, ConfigError: the sources cannot give what the blocks ask for.
     """
-    facts = [SourceFacts.of(name, file.manifest) for name, file in sources.items()]
-    samples_needed = config.train.steps * config.train.global_batch_size
     data = config.data
+    seq_lens = {block.seq_len or data.seq_len for block in data.blocks} if data.packing == "best_fit" else set()
+    facts = [
+        SourceFacts.of(name, file.manifest, {seq_len: packed_windows(file, seq_len).samples for seq_len in seq_lens})
+        for name, file in sources.items()
+    ]
+    samples_needed = config.train.steps * config.train.global_batch_size
     return Plan(facts, data.blocks, data.seq_len, config.run.seed, samples_needed, data.packing)
 
 
@@ -204,7 +209,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         config=config,
         world=world,
         data=data,
-        loader=Loader(data.plan, data.sources, vocab_size, world.rank, world.world_size),
+        loader=Loader(data.plan, data.sources, vocab_size, world.rank, world.world_size, config.data.verify),
         heldout=share_of_heldout(config, data, world),
         model=model,
         optimizer=optimizer,

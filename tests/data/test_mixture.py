@@ -1,14 +1,17 @@
 """The three orders against brute force: every sample of every source once, and laid out as each order says."""
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
+import mindllm_engine._native as _native
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindllm_engine.data.mixture import Block, Order, interleave, locate_in_block
+from mindllm_engine.data.mixture import Block, Order
+from tests.data.mixture_oracle import interleave, locate_in_block
 
 QUOTAS = st.lists(st.integers(0, 23), min_size=1, max_size=7)
 ORDERS: list[Order] = ["shuffled", "blocked", "chunked"]
@@ -23,8 +26,13 @@ def make_block(order: Order, quotas: list[int], key: int = 5, chunk: int = 4) ->
     return Block(0, 64, order, chunk, key, tuple(quotas), (0,) * len(quotas), tuple(group for group in groups if group))
 
 
+def locate(block: Block, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Source id and index within the block's share of it, by the native code."""
+    return _native.Mixture([block.native()], len(block.quotas), by_token=False).locate(positions)[:2]
+
+
 def locate_all(block: Block) -> list[tuple[int, int]]:
-    sources, indices = locate_in_block(block, np.arange(block.samples))
+    sources, indices = locate(block, np.arange(block.samples))
     return list(zip(sources.tolist(), indices.tolist(), strict=True))
 
 
@@ -34,13 +42,21 @@ def test_each_sample_of_each_source_once(order: Order, quotas: list[int], key: i
     assert sorted(located) == [(source, index) for source, quota in enumerate(quotas) for index in range(quota)]
 
 
+@given(st.sampled_from(ORDERS), QUOTAS, st.integers(0, 2**64 - 1), st.integers(1, 30))
+def test_native_code_follows_the_numpy_version(order: Order, quotas: list[int], key: int, chunk: int) -> None:
+    block = make_block(order, quotas, key, chunk)
+    positions = np.arange(block.samples)
+    for found, expected in zip(locate(block, positions), locate_in_block(block, positions), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
 @given(st.sampled_from(ORDERS), QUOTAS, st.randoms())
 def test_part_by_part_is_the_same(order: Order, quotas: list[int], random) -> None:
     block = make_block(order, quotas)
     whole = locate_all(block)
     positions = list(range(block.samples))
     random.shuffle(positions)
-    sources, indices = locate_in_block(block, np.array(positions, np.int64))
+    sources, indices = locate(block, np.array(positions, np.int64))
     assert list(zip(sources.tolist(), indices.tolist(), strict=True)) == [whole[position] for position in positions]
 
 
@@ -91,14 +107,14 @@ def test_chinese_and_english_of_the_paper_alternate_two_to_three() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_samples_of_a_source_do_not_come_in_their_order_of_reading(order: Order) -> None:
-    sources, indices = locate_in_block(make_block(order, [600, 400, 500, 300]), np.arange(1800))
+    sources, indices = locate(make_block(order, [600, 400, 500, 300]), np.arange(1800))
     firsts = indices[sources == 1][:: 4 if order == "chunked" else 1]
     assert abs(np.corrcoef(np.arange(len(firsts)), firsts)[0, 1]) < 0.25
 
 
 def test_shuffled_is_uniform_over_the_block() -> None:
     quotas = [6000, 3000, 2000, 1000]
-    sources, _ = locate_in_block(make_block("shuffled", quotas), np.arange(12_000))
+    sources, _ = locate(make_block("shuffled", quotas), np.arange(12_000))
     # Twelve stretches of a thousand samples: chi-square with 33 degrees of freedom.
     table = np.stack([np.bincount(part, minlength=4) for part in np.split(sources, 12)])
     expected = np.array(quotas) / 12
@@ -111,8 +127,10 @@ def test_quotas_beyond_a_trillion_samples(order: Order) -> None:
     block = make_block(order, quotas)
     rng = np.random.default_rng(1)
     positions = np.unique(np.concatenate([[0, block.samples - 1], rng.integers(0, block.samples, 2000)]))
-    sources, indices = locate_in_block(block, positions)
-    assert set(zip(sources.tolist(), indices.tolist(), strict=True)).__len__() == len(positions)
+    sources, indices = locate(block, positions)
+    assert len(set(zip(sources.tolist(), indices.tolist(), strict=True))) == len(positions)
+    expected = locate_in_block(block, positions)
+    assert (sources.tolist(), indices.tolist()) == (expected[0].tolist(), expected[1].tolist())
     assert np.all((indices >= 0) & (indices < np.array(quotas)[sources]))
     if order != "blocked":
         shares = np.bincount(sources, minlength=4) / len(sources)
@@ -131,5 +149,34 @@ def test_interleaving_beyond_a_trillion_samples_is_exact() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_block_without_samples(order: Order) -> None:
-    sources, indices = locate_in_block(make_block(order, [0, 0]), np.arange(0))
+    sources, indices = locate(make_block(order, [0, 0]), np.arange(0))
     assert sources.shape == indices.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"first_sample": 1},
+        {"seq_len": 0},
+        {"samples_per_chunk": 0},
+        {"quotas": (4, 5)},
+        {"quotas": (4, -5, 6)},
+        {"quotas": (1 << 62, 1 << 62, 1 << 62)},
+        {"firsts": (0, 0)},
+        {"firsts": (0, -1, 0)},
+        {"categories": ((0, 1),)},
+        {"categories": ((0, 1, 2, 2),)},
+        {"categories": ((0, 1, 3),)},
+        {"categories": ((0, 1, -1),)},
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(wrong: dict) -> None:
+    block = replace(make_block("blocked", [4, 5, 6]), **{"categories": ((0, 1, 2),), **wrong})
+    with pytest.raises(IndexError, match="block"):
+        _native.Mixture([block.native()], 3, by_token=True)
+
+
+@pytest.mark.parametrize("sample", [-1, 15, 1 << 62])
+def test_samples_outside_the_plan_are_refused(sample: int) -> None:
+    with pytest.raises(IndexError, match=f"no sample {sample} among 15"):
+        locate(make_block("shuffled", [4, 5, 6]), np.array([3, sample]))
