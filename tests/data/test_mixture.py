@@ -83,7 +83,7 @@ def harmonic(n: int) -> Fraction:
     return sum((Fraction(1, k) for k in range(1, n + 1)), Fraction(0))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=9))
 def test_every_prefix_holds_each_sources_share(quotas: list[int]) -> None:
     quotas = sorted(quotas, reverse=True)

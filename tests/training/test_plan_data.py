@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mindllm_engine.data.token_files import TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
 from mindllm_engine.training.setup import open_data
 from tests.training.test_configs import load
 from tests.training.tiny_run import ROOT, environment, write_config
