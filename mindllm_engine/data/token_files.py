@@ -81,6 +81,11 @@ class Manifest:
         path = _with_suffix(prefix, ".json")
         with _reading(path):
             content = path.read_bytes()
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str | Path) -> Self:
+        """Read and check the content of a manifest; `path` is for the error, a DataError if it is malformed."""
         try:
             fields = orjson.loads(content)
         except orjson.JSONDecodeError as error:
@@ -92,7 +97,31 @@ class Manifest:
         manifest._check_values(path)
         return manifest
 
-    def _check_values(self, path: Path) -> None:
+    def check_index(self, prefix: str | Path, reader: _native.TokenFileReader) -> None:
+        """Raise DataError if the index of `prefix` says otherwise."""
+        found = {"documents": reader.documents, "tokens": reader.tokens, "dtype": str(reader.dtype)}
+        for name, value in found.items():
+            expected = getattr(self, name)
+            if value != expected:
+                raise DataError(
+                    f"{prefix}.idx: {name}: {value}, but the manifest beside it says {expected}; the two are of "
+                    f"different files: restore or rebuild all three"
+                )
+
+    def check_use(self, prefix: str | Path, tokenizer_hash: str | None, vocab_size: int | None) -> None:
+        """Raise DataError if another tokenizer made the ids, or if a model's vocabulary is too small for them."""
+        if tokenizer_hash is not None and tokenizer_hash != self.tokenizer_hash:
+            raise DataError(
+                f"{prefix}: made with tokenizer {self.tokenizer_hash}, not {tokenizer_hash}; tokenize "
+                f"the text again, or give the tokenizer it was made with"
+            )
+        if vocab_size is not None and vocab_size < self.vocab_size:
+            raise DataError(
+                f"{prefix}: its tokenizer has {self.vocab_size} ids, the model's vocabulary only "
+                f"{vocab_size}; enlarge the model's vocabulary or use the tokenizer that belongs to it"
+            )
+
+    def _check_values(self, path: str | Path) -> None:
         for name in ("documents", "tokens", "text_bytes"):
             if getattr(self, name) < 0:
                 raise _malformed(path, f"{name} is {getattr(self, name)}, a negative number")
@@ -130,13 +159,7 @@ class TokenFile:
         self.manifest = Manifest.load(prefix)
         with _reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
-        for name, found in (("documents", self.documents), ("tokens", self.tokens), ("dtype", str(self.dtype))):
-            expected = getattr(self.manifest, name)
-            if found != expected:
-                raise DataError(
-                    f"{self.prefix}.idx: {name}: {found}, but the manifest beside it says {expected}; the two are of "
-                    f"different files: restore or rebuild all three"
-                )
+        self.manifest.check_index(self.prefix, self.reader)
 
     @property
     def documents(self) -> int:
@@ -179,16 +202,7 @@ class TokenFile:
 
     def check(self, tokenizer_hash: str | None = None, vocab_size: int | None = None) -> None:
         """Raise DataError if another tokenizer made the ids, or if a model's vocabulary is too small for them."""
-        if tokenizer_hash is not None and tokenizer_hash != self.manifest.tokenizer_hash:
-            raise DataError(
-                f"{self.prefix}: made with tokenizer {self.manifest.tokenizer_hash}, not {tokenizer_hash}; tokenize "
-                f"the text again, or give the tokenizer it was made with"
-            )
-        if vocab_size is not None and vocab_size < self.manifest.vocab_size:
-            raise DataError(
-                f"{self.prefix}: its tokenizer has {self.manifest.vocab_size} ids, the model's vocabulary only "
-                f"{vocab_size}; enlarge the model's vocabulary or use the tokenizer that belongs to it"
-            )
+        self.manifest.check_use(self.prefix, tokenizer_hash, vocab_size)
 
     def verify_ids(self, vocab_size: int) -> None:
         """Read every id; raise DataError for the first that is below 0 or not below `vocab_size`."""
@@ -365,11 +379,11 @@ def _with_suffix(prefix: str | Path, suffix: str) -> Path:
     return Path(f"{prefix}{suffix}")
 
 
-def _malformed(path: Path, what: str) -> DataError:
+def _malformed(path: str | Path, what: str) -> DataError:
     return DataError(f"{path}: malformed manifest: {what}; restore it or rebuild the token file")
 
 
-def _check_fields(path: Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
+def _check_fields(path: str | Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
     if missing := types.keys() - fields.keys():
         raise _malformed(path, f"no {', '.join(sorted(missing))}")
     if unknown := fields.keys() - types.keys():
