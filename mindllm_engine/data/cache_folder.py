@@ -5,12 +5,16 @@ may be deleted while another process reads it: an open file stays readable, and 
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mindllm_engine.data.atomic_files import cannot_write, write_atomically
+
+_CONTENT = re.compile("[0-9a-f]{32}")
+"""The name of a folder of chunks, a hash. Nothing is ever deleted in any other."""
 
 _STALE_SECONDS = 3600.0
 """A temporary file not written for so long belongs to a process that was killed."""
@@ -69,7 +73,7 @@ class CacheFolder:
     def _chunks(self) -> Iterator[tuple[int, int, Path]]:
         """When it was used last in ns, size in bytes, and path of each chunk there is; stale temporary files go."""
         for folder in _entries(self.path):
-            if not folder.is_dir(follow_symlinks=False):
+            if not _CONTENT.fullmatch(folder.name) or not folder.is_dir(follow_symlinks=False):
                 continue
             for entry in _entries(folder.path):
                 try:

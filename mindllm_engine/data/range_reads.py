@@ -129,7 +129,7 @@ def _cause(error: Exception) -> str:
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return f"HTTP status {status}"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not str(error):  # fsspec's
         return f"no complete answer within {ATTEMPT_SECONDS:.0f} s"
     return _one_line(error)
 

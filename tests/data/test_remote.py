@@ -309,6 +309,19 @@ def test_what_killed_processes_left_is_cleared(tmp_path: Path, server: RangeServ
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_files_of_others_in_the_cache_folder_are_left_alone(tmp_path: Path, server: RangeServer) -> None:
+    others = [tmp_path / "cache" / name for name in ("1", "data/7", "data/.7.1.1.tmp", f"{'a' * 31}g/3")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(3 * CHUNK))
+        os.utime(path, (1000, 1000))
+    file = RemoteTokenFile(f"{server.url}/web", CacheFolder(tmp_path / "cache", 2 * CHUNK))
+    for chunk in range(6):
+        file.chunks.require([chunk])
+    assert all(path.exists() for path in others)
+    assert len(list(file.chunks.folder.glob("[0-9]*"))) <= 2
+
+
 # What goes wrong
 
 
