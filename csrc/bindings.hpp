@@ -5,7 +5,9 @@
 
 namespace mindllm {
 
+void bind_streams(pybind11::module_& module);
 void bind_token_bytes(pybind11::module_& module);
+void bind_packing(pybind11::module_& module);
 void bind_token_files(pybind11::module_& module);
 
 }  // namespace mindllm

@@ -40,9 +40,11 @@ void translate(std::exception_ptr error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The engine's C++: token files.";
+    module.doc() = "The engine's C++: token files, packing, and token streams.";
     missing_chunk_error = py::exception<mindllm::MissingChunk>(module, "MissingChunkError", PyExc_LookupError).release();
     py::register_exception_translator(&translate);
     mindllm::bind_token_bytes(module);
+    mindllm::bind_packing(module);
     mindllm::bind_token_files(module);
+    mindllm::bind_streams(module);
 }

@@ -31,7 +31,8 @@ from mindllm_engine.corpus.readers import (
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.data.byte_progress import ByteProgress
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
 
 

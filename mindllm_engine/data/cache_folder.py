@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mindllm_engine.data.atomic_files import cannot_write, write_atomically
 
-_CONTENT = re.compile("[0-9a-f]{32}")
+_CONTENT = re.compile("[0-9a-f]{16}")
 """The name of a folder of chunks, a hash. Nothing is ever deleted in any other."""
 
 _STALE_SECONDS = 3600.0

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mindllm_engine.data.permutation import derive_key
 from mindllm_engine.data.plan import Plan
 from mindllm_engine.data.stream import SourceStream
 from mindllm_engine.data.token_files import TokenFile
@@ -20,7 +19,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: `samples` rows of `seq_len` tokens, packed one after the other, T = samples * seq_len.
+    """One micro-batch: samples packed one after the other, T tokens in all.
 
     Attributes:
         tokens: (T,) int64.
@@ -48,13 +47,13 @@ class Batch:
 
 def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids: NDArray[np.int64]) -> Batch:
     """Samples of (tokens (seq_len + 1,), borders) as `SourceStream.read` gives them, packed into one batch."""
-    seq_len = len(samples[0][0]) - 1
+    lengths = np.array([len(sample) - 1 for sample, _ in samples])
     tokens = np.concatenate([sample[:-1] for sample, _ in samples])
     targets = np.concatenate([sample[1:] for sample, _ in samples])
     starts = []
-    for row, (_, borders) in enumerate(samples):
-        targets[row * seq_len + borders - 1] = IGNORED
-        starts.append(row * seq_len + np.concatenate(([0], borders[borders < seq_len])))
+    for first, seq_len, (_, borders) in zip(np.cumsum(lengths) - lengths, lengths, samples, strict=True):
+        targets[first + borders - 1] = IGNORED
+        starts.append(first + np.concatenate(([0], borders[borders < seq_len])))
     cu_seqlens = np.concatenate([*starts, [len(tokens)]])
     positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
     return Batch(
@@ -62,7 +61,7 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
         targets=torch.from_numpy(targets),
         positions=torch.from_numpy(positions),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        source_ids=torch.from_numpy(np.repeat(source_ids, seq_len)),
+        source_ids=torch.from_numpy(np.repeat(source_ids, lengths)),
     )
 
 
@@ -78,8 +77,8 @@ class Loader:
         self.rank = rank
         self.world_size = world_size
         self.streams = [
-            SourceStream(file, plan.seq_len, vocab_size, derive_key(plan.seed, -1 - number))
-            for number, file in enumerate(files)
+            {length: SourceStream(file, length, vocab_size, key) for length in {block.seq_len for block in plan.blocks}}
+            for file, key in zip(files, plan.source_keys, strict=True)
         ]
 
     def micro_batches(self, first_sample: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
@@ -89,8 +88,12 @@ class Loader:
 
     def read(self, samples: NDArray[np.int64]) -> Batch:
         """The global samples of these numbers, (n,) int64, as one batch."""
-        source_ids, indices = self.plan.locate(samples)
-        parts = [self.streams[source].read(index) for source, index in zip(source_ids, indices.tolist(), strict=True)]
+        source_ids, starts = self.plan.locate(samples)
+        lengths = [self.plan.tokens_in(sample, 1) for sample in samples.tolist()]
+        parts = [
+            self.streams[source][length].read_from(start)
+            for source, length, start in zip(source_ids, lengths, starts.tolist(), strict=True)
+        ]
         return pack(parts, source_ids)
 
 

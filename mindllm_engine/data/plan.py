@@ -1,258 +1,208 @@
 """Mixture plans: which source, and which sample of it, is global sample g. Addresses are arithmetic; nothing is built.
 
-A plan is a list of blocks, each a token budget with a weight for each source and an order (MindLLM section 4.5.1):
-`shuffled` draws uniformly over the block's whole mixture; `blocked` goes source category after category, the
-languages of a category interleaved. The order depends on the plan and the seed alone: not on ranks, micro-batches or
-the global batch, so the state of a reader is the number of the next sample.
+A plan is a list of blocks, each a token budget with ratios of languages, categories and sources (data/shares.py) and an
+order (data/mixture.py). The order of samples depends on the plan, the contents of its sources and the seed alone: not
+on ranks, micro-batches, the global batch, or the order in which sources are named. So the state of a reader is the hash
+of the plan and the number of the next sample (data/plan_state.py).
 """
 
-from dataclasses import asdict, dataclass, field
+import math
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from mindllm_engine.data.permutation import derive_key, permute
+from mindllm_engine.data.mixture import Block, locate_in_block
+from mindllm_engine.data.permutation import derive_key
+from mindllm_engine.data.plan_state import first_change, plan_state, state_hash
+from mindllm_engine.data.shares import (
+    MAX_TOKENS,
+    BlockConfig,
+    SourceFacts,
+    check_blocks,
+    left_out,
+    share_out,
+    source_shares,
+)
 from mindllm_engine.errors import ConfigError, DataError
 
+Packing = Literal["contiguous", "best_fit"]
 
-@dataclass
-class BlockConfig:
-    """One stretch of a plan."""
-
-    tokens: int | None = None
-    """Token budget; empty for as many as the run's steps need (last block only)."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Share of the budget for each source, up to a common factor; empty for the sources' own sizes in tokens."""
-    order: Literal["shuffled", "blocked"] = "shuffled"
-    """`shuffled`, or `blocked` by category with the languages interleaved."""
-    max_epochs: float = 4.0
-    """Cap on how often any source may be repeated up to the end of this block."""
-
-
-@dataclass(frozen=True)
-class SourceFacts:
-    """What a plan needs to know of a source: its name, category, and size in tokens."""
-
-    name: str
-    category: str
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block with its budget shared out.
-
-    Attributes:
-        first_sample: number of its first global sample.
-        quotas: samples of each source, in the order of the plan's sources.
-        first_of_source: for each source, how many of its samples earlier blocks have taken.
-        order: `shuffled` or `blocked`.
-        key: names the permutation of a shuffled block.
-    """
-
-    first_sample: int
-    quotas: tuple[int, ...]
-    first_of_source: tuple[int, ...]
-    order: str
-    key: int
-
-    @property
-    def samples(self) -> int:
-        return sum(self.quotas)
+__all__ = ["Block", "BlockConfig", "Packing", "Plan", "SourceFacts"]
 
 
 class Plan:
     """The blocks of a run over its sources.
 
+    With contiguous packing a source is an endless stream of epochs, and a block's share of it goes on at the token
+    where the last block stopped, whatever the lengths of their samples. With best-fit packing an epoch is a number of
+    samples, which differs by seq_len: a block goes on where the last block of its own seq_len stopped, so that another
+    seq_len begins a new pass over the source. The epochs of all passes add up for the cap on repetition.
+
     Args:
         sources: the sources, in the order that gives them their ids.
         blocks: the configured blocks, one at least.
-        seq_len: tokens a sample advances in its source (a sample holds one more, the last target).
+        seq_len: of blocks without one of their own: tokens a sample advances in its source (it holds one more, the
+            last target).
         seed: names all permutations of the run.
         samples_needed: what the run will consume; sizes a last block without a budget of its own.
+        packing: `contiguous` or `best_fit`.
+
+    Attributes:
+        blocks: list of `Block`.
+        source_keys: for each source, the key of its permutations, from the seed and its name.
 
     Raises:
-        ConfigError: unknown sources, impossible weights, a budget too small, a source repeated beyond its cap.
+        ConfigError: unknown names, impossible ratios, a budget too small, a source repeated beyond its cap.
         DataError: a source shorter than one sample.
     """
 
     def __init__(
-        self, sources: list[SourceFacts], blocks: list[BlockConfig], seq_len: int, seed: int, samples_needed: int
+        self,
+        sources: list[SourceFacts],
+        blocks: list[BlockConfig],
+        seq_len: int,
+        seed: int,
+        samples_needed: int,
+        packing: Packing = "contiguous",
     ) -> None:
+        check_blocks(blocks, sources, seq_len)
         self.sources = sources
         self.seq_len = seq_len
         self.seed = seed
-        for source in sources:
-            if source.tokens < seq_len + 1:
-                raise DataError(
-                    f"source {source.name}: {source.tokens} tokens are fewer than one sample of seq_len + 1 = "
-                    f"{seq_len + 1}; leave it out or shorten data.seq_len"
-                )
+        self.packing = packing
+        self.source_keys = tuple(derive_key(seed, xxhash.xxh3_64_intdigest(source.name.encode())) for source in sources)
         self.blocks: list[Block] = []
-        taken = np.zeros(len(sources), np.int64)
+        # Where the next block's share of each source begins, by seq_len where samples are numbered by it.
+        nexts: dict[int, list[int]] = {}
+        epochs = [Fraction(0)] * len(sources)
         for number, config in enumerate(blocks):
             where = f"data.blocks[{number}]"
-            samples = self._budget(config, where, number == len(blocks) - 1, samples_needed - int(taken.sum()))
-            quotas = share_out(samples, self._weights(config, where))
-            key = derive_key(seed, number)
-            self.blocks.append(
-                Block(int(taken.sum()), tuple(quotas.tolist()), tuple(taken.tolist()), config.order, key)
-            )
-            taken += quotas
-            self._check_repetition(config, where, taken)
+            firsts = nexts.setdefault(self._seq_len(config) if packing == "best_fit" else 0, [0] * len(sources))
+            block = self._lay_out(config, number, samples_needed, firsts)
+            self.blocks.append(block)
+            if self.tokens_in(0, self.samples) >= MAX_TOKENS:
+                raise ConfigError(f"{where}.tokens: the plan is beyond counting; shorten it")
+            for source, quota in enumerate(block.quotas):
+                firsts[source] += quota * (block.seq_len if packing == "contiguous" else 1)
+                epochs[source] += self.epochs_in(block, source)
+            refuse_repetition(config, where, block, sources, epochs)
         if self.samples < samples_needed:
             raise ConfigError(
-                f"data.blocks: the plan holds {self.samples:,} samples of {seq_len} tokens but train.steps needs "
-                f"{samples_needed:,}; raise a block's tokens or append a block"
+                f"data.blocks: the plan holds {self.samples:,} samples but train.steps needs {samples_needed:,}; raise "
+                "a block's tokens or append a block"
             )
 
     @property
     def samples(self) -> int:
         """Samples in the whole plan."""
-        return sum(block.samples for block in self.blocks)
+        return self.blocks[-1].first_sample + self.blocks[-1].samples if self.blocks else 0
+
+    @property
+    def hash(self) -> str:
+        """Equal for plans that give the same samples in the same order; 16 hexadecimal digits."""
+        return state_hash(self.state())
 
     def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source id and sample number within that source of each global sample; arrays of the same shape, (n,)
-        int64."""
+        """Source id of each global sample, and where it begins there: a token position in the endless stream
+        (contiguous) or a sample number (best fit). Arrays of the same shape, (n,) int64.
+
+        Raises IndexError for samples outside the plan.
+        """
+        if samples.size and not 0 <= samples.min() <= samples.max() < self.samples:
+            raise IndexError(f"samples {samples.min()} to {samples.max()} of a plan of {self.samples}")
         source_ids = np.empty(samples.shape, np.int64)
-        indices = np.empty(samples.shape, np.int64)
-        for block in self.blocks:
-            inside = (samples >= block.first_sample) & (samples < block.first_sample + block.samples)
-            if inside.any():
-                source_ids[inside], indices[inside] = self._locate_in_block(block, samples[inside] - block.first_sample)
-        return source_ids, indices
+        starts = np.empty(samples.shape, np.int64)
+        numbers = np.searchsorted([block.first_sample for block in self.blocks], samples, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            block, inside = self.blocks[number], numbers == number
+            found, indices = locate_in_block(block, samples[inside] - block.first_sample)
+            unit = block.seq_len if self.packing == "contiguous" else 1
+            source_ids[inside] = found
+            starts[inside] = np.array(block.firsts, np.int64)[found] + indices * unit
+        return source_ids, starts
+
+    def tokens_in(self, first_sample: int, count: int) -> int:
+        """Tokens that `count` samples from `first_sample` on advance: blocks may differ in seq_len."""
+        ends = ((block, min(first_sample + count, block.first_sample + block.samples)) for block in self.blocks)
+        return sum(block.seq_len * max(0, end - max(first_sample, block.first_sample)) for block, end in ends)
+
+    def epochs_in(self, block: Block, source: int) -> Fraction:
+        """How often a block reads a source."""
+        if block.quotas[source] == 0:
+            return Fraction(0)
+        facts = self.sources[source]
+        if self.packing == "contiguous":
+            return Fraction(block.quotas[source] * block.seq_len, facts.tokens)
+        return Fraction(block.quotas[source], facts.epoch_samples[block.seq_len])
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the order of samples, for a checkpoint (see `changed_past`)."""
-        return {
-            "seed": self.seed,
-            "seq_len": self.seq_len,
-            "sources": [asdict(source) for source in self.sources],
-            "blocks": [asdict(block) | {"key": str(block.key)} for block in self.blocks],
-        }
+        return plan_state(self.seed, self.packing, self.sources, self.blocks)
 
     def changed_past(self, saved: dict[str, Any], next_sample: int) -> str | None:
-        """What differs between this plan and a saved one in the samples before `next_sample`; None if nothing does.
+        """What differs between this plan and a saved state in blocks that have begun before `next_sample`, in one
+        line; None if nothing does. Blocks that had not begun may have been edited, removed or appended."""
+        return first_change(saved, self.state(), next_sample)
 
-        Blocks that had not begun may have been edited, and blocks may have been appended.
-        """
-        now = self.state()
-        for key in ("seed", "seq_len"):
-            if now[key] != saved[key]:
-                return f"{key} was {saved[key]} and is {now[key]}"
-        if now["sources"] != saved["sources"]:
-            for old, new in zip(saved["sources"], now["sources"], strict=False):
-                if old != new:
-                    return f"source {old['name']} was {old} and is {new}"
-            return f"there were {len(saved['sources'])} sources and there are {len(now['sources'])}"
-        for number, old in enumerate(saved["blocks"]):
-            if old["first_sample"] >= next_sample:
-                break
-            new = now["blocks"][number] if number < len(now["blocks"]) else None
-            if new is None or any(list_of(new[key]) != list_of(old[key]) for key in old):
-                samples_now = sum(new["quotas"]) if new else 0
-                return (
-                    f"block {number} of {sum(old['quotas']):,} samples ({old['order']}) has been consumed in part and "
-                    f"is now another ({samples_now:,} samples)"
-                )
-        return None
+    def _seq_len(self, config: BlockConfig) -> int:
+        return config.seq_len or self.seq_len
 
-    def _budget(self, config: BlockConfig, where: str, is_last: bool, samples_left: int) -> int:
-        if config.tokens is None:
-            if not is_last:
-                raise ConfigError(f"{where}.tokens: only the last block may be without a budget")
-            return max(0, samples_left)
-        if not self.seq_len <= config.tokens < 1 << 62:
+    def _lay_out(self, config: BlockConfig, number: int, samples_needed: int, firsts: list[int]) -> Block:
+        seq_len, first_sample = self._seq_len(config), self.samples
+        for source in self.sources:
+            if left_out(config, source) is None:
+                refuse_short(source, seq_len, self.packing)
+        samples = max(0, samples_needed - first_sample) if config.tokens is None else config.tokens // seq_len
+        quotas = share_out(samples, source_shares(config, self.sources))
+        return Block(
+            first_sample=first_sample,
+            seq_len=seq_len,
+            order=config.order,
+            samples_per_chunk=config.samples_per_chunk,
+            key=derive_key(self.seed, number),
+            quotas=tuple(quotas.get(source.name, 0) for source in self.sources),
+            firsts=tuple(firsts),
+            categories=self._categories(config, quotas),
+        )
+
+    def _categories(self, config: BlockConfig, quotas: dict[str, int]) -> tuple[tuple[int, ...], ...]:
+        """See `Block.categories`."""
+        used = [number for number, source in enumerate(self.sources) if quotas.get(source.name)]
+        used.sort(key=lambda number: self.sources[number].name)
+        if config.order != "blocked":
+            return (tuple(used),) if used else ()
+        used.sort(key=lambda number: -quotas[self.sources[number].name])
+        present = {self.sources[number].category for number in used}
+        names = [name for name in config.categories or sorted(present) if name in present]
+        return tuple(tuple(number for number in used if self.sources[number].category == name) for name in names)
+
+
+def refuse_short(source: SourceFacts, seq_len: int, packing: Packing) -> None:
+    """Raise DataError for a source that does not hold one sample."""
+    if packing == "contiguous" and source.tokens < seq_len + 1:
+        raise DataError(
+            f"source {source.name}: {source.tokens} tokens are fewer than one sample of seq_len + 1 = {seq_len + 1}; "
+            "leave it out or shorten seq_len"
+        )
+    if packing == "best_fit" and not source.epoch_samples.get(seq_len):
+        raise DataError(
+            f"source {source.name}: its {source.tokens} tokens pack into no sample of seq_len {seq_len}; leave it out "
+            "or shorten seq_len"
+        )
+
+
+def refuse_repetition(
+    config: BlockConfig, where: str, block: Block, sources: list[SourceFacts], epochs: list[Fraction]
+) -> None:
+    """Raise ConfigError for the first source of a block whose `epochs` up to the block's end are above its cap."""
+    for number, source in enumerate(sources):
+        cap = config.max_epochs_of.get(source.name, config.max_epochs)
+        if block.quotas[number] and epochs[number] > cap:
+            key = f"max_epochs_of.{source.name}" if source.name in config.max_epochs_of else "max_epochs"
             raise ConfigError(
-                f"{where}.tokens: {config.tokens} is less than one sample of {self.seq_len} tokens, or beyond counting"
+                f"{where}: source {source.name} would be repeated {math.ceil(epochs[number] * 100) / 100:.2f} times, "
+                f"above {key} = {cap}; lower its share, shorten the block, bring more of its text, or raise the cap"
             )
-        return config.tokens // self.seq_len
-
-    def _weights(self, config: BlockConfig, where: str) -> NDArray[np.float64]:
-        if not config.weights:
-            return np.array([source.tokens for source in self.sources], np.float64)
-        names = [source.name for source in self.sources]
-        for name, weight in config.weights.items():
-            if name not in names:
-                raise ConfigError(f"{where}.weights: unknown source {name}; the sources are {', '.join(names)}")
-            if not 0 <= weight < float("inf"):
-                raise ConfigError(f"{where}.weights.{name}: {weight} must be a finite number of at least 0")
-        weights = np.array([config.weights.get(name, 0.0) for name in names], np.float64)
-        if not weights.sum() > 0:
-            raise ConfigError(f"{where}.weights: the weights sum to 0; give one source at least a weight above 0")
-        return weights
-
-    def _check_repetition(self, config: BlockConfig, where: str, taken: NDArray[np.int64]) -> None:
-        for source, samples in zip(self.sources, taken.tolist(), strict=True):
-            epochs = samples * self.seq_len / source.tokens
-            if not epochs <= config.max_epochs:
-                raise ConfigError(
-                    f"{where}: source {source.name} would be repeated {epochs:.2f} times, above max_epochs = "
-                    f"{config.max_epochs}; lower its weight, shorten the run, or raise the cap"
-                )
-
-    def _locate_in_block(
-        self, block: Block, positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        first = np.array(block.first_of_source, np.int64)
-        quotas = np.array(block.quotas, np.int64)
-        if block.order == "shuffled":
-            ranks = permute(positions, block.samples, block.key)
-            ends = np.cumsum(quotas)
-            source_ids = np.searchsorted(ends, ranks, side="right")
-            return source_ids, ranks - (ends - quotas)[source_ids] + first[source_ids]
-        source_ids, counts = self._locate_blocked(quotas, positions)
-        return source_ids, counts + first[source_ids]
-
-    def _locate_blocked(
-        self, quotas: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        categories = list(dict.fromkeys(source.category for source in self.sources))
-        source_ids = np.empty(positions.shape, np.int64)
-        counts = np.empty(positions.shape, np.int64)
-        start = 0
-        for category in categories:
-            members = np.array([i for i, source in enumerate(self.sources) if source.category == category], np.int64)
-            size = int(quotas[members].sum())
-            inside = (positions >= start) & (positions < start + size)
-            which, counts[inside] = interleave(positions[inside] - start, quotas[members])
-            source_ids[inside] = members[which]
-            start += size
-        return source_ids, counts
-
-
-def list_of(value: Any) -> Any:
-    """Tuples as lists, so that what has been through JSON compares equal."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def share_out(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """`total` in whole parts as near as possible to `weights`, summing to it exactly (largest remainders)."""
-    exact = total * (weights / weights.sum())
-    parts = np.floor(exact).astype(np.int64)
-    missing = total - int(parts.sum())
-    parts[np.argsort(parts - exact, kind="stable")[:missing]] += 1
-    return parts
-
-
-def interleave(positions: NDArray[np.int64], quotas: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spread sources evenly over the positions [0, sum(quotas)): which source each is, and its count within the source.
-
-    Source by source, position j of the Q still open is the first source's iff floor((j+1) q / Q) exceeds
-    floor(j q / Q); the others close ranks.
-    """
-    which = np.full(positions.shape, -1, np.int64)
-    counts = np.zeros(positions.shape, np.int64)
-    open_positions, total = positions.copy(), int(quotas.sum())
-    for source, quota in enumerate(quotas.tolist()):
-        if quota == 0:
-            continue
-        before = open_positions * quota // total
-        taken = ((open_positions + 1) * quota // total > before) & (which < 0)
-        which[taken], counts[taken] = source, before[taken]
-        open_positions -= before
-        total -= quota
-        if total == 0:
-            break
-    return which, counts

@@ -30,8 +30,9 @@ import mindllm_engine._native as _native
 from mindllm_engine.data.atomic_files import cannot_write, exclusive_lock, file_hash, write_atomically
 from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.cache_folder import CacheFolder, touch
+from mindllm_engine.data.manifest import Manifest
 from mindllm_engine.data.range_reads import RemoteFile, in_parallel
-from mindllm_engine.data.token_files import Manifest, TokenFile
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 
 _INDEX_PIECE_BYTES = 8 << 20
@@ -92,9 +93,8 @@ class ChunkCache:
 
     def __init__(self, url: str, manifest: Manifest, cache: CacheFolder) -> None:
         """`url` is the source's prefix. Reads and writes nothing; raises DataError for a protocol that is unknown."""
-        self.folder = _content_folder(manifest, cache)
+        self.folder = cache.path / manifest.content
         self.statistics = CacheStatistics()
-        self.data_bytes = manifest.tokens * np.dtype(manifest.dtype).itemsize
         self._url = url
         self._manifest = manifest
         self._cache = cache
@@ -137,7 +137,7 @@ class ChunkCache:
         return self.folder / str(chunk)
 
     def _size(self, chunk: int) -> int:
-        return min(self._manifest.chunk_bytes, self.data_bytes - chunk * self._manifest.chunk_bytes)
+        return min(self._manifest.chunk_bytes, self._manifest.data_bytes - chunk * self._manifest.chunk_bytes)
 
 
 class RemoteTokenFile:
@@ -157,9 +157,9 @@ class RemoteTokenFile:
         self.manifest, _ = fetch_manifest(url)
         self.chunks = ChunkCache(url, self.manifest, cache)
         index = fetch_index(url, self.manifest, self.chunks.folder)
-        self.reader = _open_index(index, self.chunks.data_bytes)
+        self.reader = _open_index(index, self.manifest.data_bytes)
         self.manifest.check_index(url, self.reader)
-        self.bytes = _native.ChunkFolderBytes(self.chunks.folder, self.manifest.chunk_bytes, self.chunks.data_bytes)
+        self.bytes = _native.ChunkFolderBytes(self.chunks.folder, self.manifest.chunk_bytes, self.manifest.data_bytes)
 
     @property
     def documents(self) -> int:
@@ -261,13 +261,13 @@ def fetch_index(url: str, manifest: Manifest, folder: Path) -> Path:
 def fetch_whole(url: str, cache: CacheFolder) -> TokenFile:
     """The source at `url`, copied to the cache by one process at a time. Raises DataError."""
     manifest, text = fetch_manifest(url)
-    folder = _content_folder(manifest, cache)
+    folder = cache.path / manifest.content
     fetch_index(url, manifest, folder)
     target = folder / "source.bin"
     with _one_at_a_time(url, folder):
         if not target.exists():
             file = RemoteFile(f"{url}.bin")
-            size, step = manifest.tokens * np.dtype(manifest.dtype).itemsize, manifest.chunk_bytes
+            size, step = manifest.data_bytes, manifest.chunk_bytes
             pieces = [(start, min(start + step, size)) for start in range(0, size, step)]
 
             def read(piece: int, stop: threading.Event) -> bytes:
@@ -281,7 +281,7 @@ def fetch_whole(url: str, cache: CacheFolder) -> TokenFile:
 def fetch_chunk(file: RemoteFile, manifest: Manifest, chunk: int, stop: threading.Event) -> bytes:
     """A chunk of the .bin, which `file` is, with the checksum that the manifest has for it. Raises DataError."""
     start = chunk * manifest.chunk_bytes
-    end = min(start + manifest.chunk_bytes, manifest.tokens * np.dtype(manifest.dtype).itemsize)
+    end = min(start + manifest.chunk_bytes, manifest.data_bytes)
     for _ in range(2):  # once more, should it have been damaged on its way
         content = file.read(start, end, f"chunk {chunk}", stop)
         if xxhash.xxh3_64_hexdigest(content) == manifest.chunks[chunk]:
@@ -377,8 +377,3 @@ def _open_index(index: Path, data_bytes: int) -> _native.TokenFileReader:
         raise cannot_write(index.parent, error) from error
     except ValueError as error:
         raise DataError(f"{index}: the cached index is damaged: {error}; delete it and start again") from error
-
-
-def _content_folder(manifest: Manifest, cache: CacheFolder) -> Path:
-    content = f"{manifest.dtype} {manifest.chunk_bytes} {manifest.index_checksum} {' '.join(manifest.chunks)}"
-    return cache.path / xxhash.xxh3_128_hexdigest(content.encode())

@@ -39,7 +39,11 @@ class SourceStream:
             tokens: (seq_len + 1,) int64.
             borders: (n,) int64, ascending positions in [1, seq_len] at which a new document begins.
         """
-        starts, counts = self._pieces(sample * self.seq_len, self.seq_len + 1)
+        return self.read_from(sample * self.seq_len)
+
+    def read_from(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The same for the sample that begins at token `position` of the stream."""
+        starts, counts = self._pieces(position, self.seq_len + 1)
         tokens = np.empty(self.seq_len + 1, np.int64)
         self.file.gather(starts, counts, tokens)
         if not 0 <= tokens.min() <= tokens.max() < self.vocab_size:

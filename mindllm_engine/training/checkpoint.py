@@ -120,7 +120,7 @@ def load_state(checkpoint: Path) -> CheckpointState:
         types = {"step": int, "next_sample": int, "model": dict, "plan": dict, "tokenizer_hash": str, "files": dict}
         if not all(isinstance(getattr(state, name), kind) for name, kind in types.items()):
             raise TypeError("a value of another type")
-        if not {"seed", "seq_len", "sources", "blocks"} <= state.plan.keys() or state.next_sample < 0:
+        if not {"seed", "sources", "blocks"} <= state.plan.keys() or state.next_sample < 0:
             raise TypeError("an incomplete plan")
         if re.fullmatch(r"step_\d+", checkpoint.name) and state.step != step_of(checkpoint):
             raise TypeError(f"it says step {state.step}")

@@ -1,10 +1,12 @@
 """The configuration of a run: the one schema of `tools/pretrain.py`, and the checks that need no data."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mindllm_engine.corpus.prepare import CorpusConfig
-from mindllm_engine.data.plan import BlockConfig
+from mindllm_engine.data.plan import BlockConfig, Packing, SourceFacts
+from mindllm_engine.data.shares import check_blocks
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import OptimConfig
@@ -35,9 +37,12 @@ class DataConfig:
     """What is read, in which order. Sources are made from text by the `corpus` section, or named here."""
 
     seq_len: int
-    """Tokens in a sample."""
+    """Tokens in a sample, where a block does not say otherwise."""
     blocks: list[BlockConfig] = field(default_factory=lambda: [BlockConfig()])
     """The plan; a single block without a budget by default: all sources by size, shuffled."""
+    packing: Packing = "contiguous"
+    """How documents become samples: `contiguous` cuts the stream of documents; `best_fit` packs whole documents and
+    cuts only those longer than a sample."""
     sources: dict[str, str] = field(default_factory=dict)
     """Name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them)."""
     heldout: dict[str, str] = field(default_factory=dict)
@@ -116,13 +121,13 @@ class RunConfig:
                 f"train.global_batch_size: {self.train.global_batch_size} is not a multiple of "
                 f"train.micro_batch_size x ranks = {self.train.micro_batch_size} x {world_size}"
             )
-        if self.data.seq_len > self.model.selected.max_seq_len:
-            raise ConfigError(
-                f"data.seq_len: {self.data.seq_len} is longer than the model's max_seq_len = "
-                f"{self.model.selected.max_seq_len}"
-            )
         if not self.data.blocks:
             raise ConfigError("data.blocks: a plan needs one block at least")
+        longest = self.model.selected.max_seq_len
+        lengths = {f"data.blocks[{number}].seq_len": block.seq_len for number, block in enumerate(self.data.blocks)}
+        for key, seq_len in ({"data.seq_len": self.data.seq_len} | lengths).items():
+            if seq_len is not None and seq_len > longest:
+                raise ConfigError(f"{key}: {seq_len} is longer than the model's max_seq_len = {longest}")
         if (self.corpus is None) == (not self.data.sources):
             raise ConfigError(
                 "data.sources: name token files here, or the text they are made from under corpus (one of the two)"
@@ -135,6 +140,11 @@ class RunConfig:
             raise ConfigError(f"train.steps: {self.train.steps} steps are beyond what can be counted")
         if self.data.heldout is None or self.data.sources is None:
             raise ConfigError("data.sources and data.heldout: leave the key out where there are none, instead of null")
+        named: dict[Path, str] = {}
+        for name, prefix in self.data.sources.items():
+            other = named.setdefault(Path(f"{prefix}.bin").resolve(), name)
+            if other != name:
+                raise ConfigError(f"data.sources: {other} and {name} are the same token file, {prefix}; keep one")
         unknown = sorted(set(self.data.heldout) - set(self.data.sources))
         if unknown:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
@@ -151,10 +161,6 @@ class RunConfig:
             )
         if self.data.tokenizer is not None:
             raise ConfigError("data.tokenizer: the corpus section makes its own; remove one of the two")
-        for number, block in enumerate(self.data.blocks):
-            for name in block.weights:
-                if name not in corpus.sources and corpus.sources:
-                    raise ConfigError(
-                        f"data.blocks[{number}].weights: unknown source {name}; the sources are "
-                        f"{', '.join(corpus.sources)}"
-                    )
+        if corpus.sources:
+            labels = [SourceFacts(name, text.lang, text.category, 0, 0, "") for name, text in corpus.sources.items()]
+            check_blocks(self.data.blocks, labels, self.data.seq_len)

@@ -60,9 +60,9 @@ def train(run: Run, stop: "StopSignal") -> None:
     stopwatch = Stopwatch()
     while run.step < config.steps:
         totals = train_step(run)
+        stopwatch.count(run.data.plan.tokens_in(run.next_sample, config.global_batch_size))
         run.step += 1
         run.next_sample += config.global_batch_size
-        stopwatch.count(config.global_batch_size * run.config.data.seq_len)
         last = run.step == config.steps
         if run.step % config.log_every == 0 or last:
             report_step(run, totals, stopwatch)
@@ -96,7 +96,7 @@ def train_step(run: Run) -> StepTotals:
     """
     config = run.config
     batch_size = config.train.global_batch_size
-    batch_tokens = batch_size * config.data.seq_len
+    batch_tokens = run.data.plan.tokens_in(run.next_sample, batch_size)
     losses = SourceLosses(len(run.data.sources), run.world.device)
     for batch in run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size):
         batch = batch.to(run.world.device)
@@ -126,11 +126,12 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     refuse_non_finite(run, loss, grad_norm)
     if run.metrics is None or run.progress is None:
         return
-    seq_len = run.config.data.seq_len
+    plan, batch_size = run.data.plan, run.config.train.global_batch_size
+    seq_len = plan.tokens_in(run.next_sample - batch_size, batch_size) // batch_size
     flops = tokens_per_second * run.model.flops_per_token(seq_len)
     record: dict[str, Any] = {
         "step": run.step,
-        "tokens": run.next_sample * seq_len,
+        "tokens": plan.tokens_in(0, run.next_sample),
         "loss": loss,
         "lr": totals.learning_rate,
         "grad_norm": grad_norm,
@@ -182,7 +183,7 @@ def report_heldout(run: Run) -> None:
         return
     record: dict[str, Any] = {
         "step": run.step,
-        "tokens": run.next_sample * run.config.data.seq_len,
+        "tokens": run.data.plan.tokens_in(0, run.next_sample),
     }
     all_nats, all_count, all_bytes = 0.0, 0, 0.0
     for name, file, (nats, count) in zip(run.data.names, run.data.heldout, by_source, strict=True):

@@ -99,17 +99,25 @@ def open_data(config: RunConfig) -> Data:
         raise ConfigError(
             f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer_path}"
         )
-    sources = [TokenFile(prefix) for prefix in prefixes.values()]
+    sources = {name: TokenFile(prefix) for name, prefix in prefixes.items()}
     heldout = [TokenFile(heldout_prefixes[name]) if name in heldout_prefixes else None for name in prefixes]
-    for file in (*sources, *heldout):
+    files = list(sources.values())
+    for file in (*files, *heldout):
         if file is not None:
-            file.check(tokenizer.hash if tokenizer else sources[0].manifest.tokenizer_hash, vocab_size)
-    facts = [
-        SourceFacts(name, file.manifest.category, file.tokens) for name, file in zip(prefixes, sources, strict=True)
-    ]
+            file.check(tokenizer.hash if tokenizer else files[0].manifest.tokenizer_hash, vocab_size)
+    return Data(files, heldout, make_plan(config, sources), tokenizer)
+
+
+def make_plan(config: RunConfig, sources: dict[str, TokenFile]) -> Plan:
+    """The plan of a run over its sources by name.
+
+    Raises:
+        DataError, ConfigError: the sources cannot give what the blocks ask for.
+    """
+    facts = [SourceFacts.of(name, file.manifest) for name, file in sources.items()]
     samples_needed = config.train.steps * config.train.global_batch_size
-    plan = Plan(facts, config.data.blocks, config.data.seq_len, config.run.seed, samples_needed)
-    return Data(sources, heldout, plan, tokenizer)
+    data = config.data
+    return Plan(facts, data.blocks, data.seq_len, config.run.seed, samples_needed, data.packing)
 
 
 def check_before_data(config: RunConfig, world_size: int) -> None:

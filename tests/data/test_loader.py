@@ -10,7 +10,8 @@ import torch
 from mindllm_engine.data.loader import IGNORED, Loader, heldout_batches
 from mindllm_engine.data.plan import BlockConfig, Plan, SourceFacts
 from mindllm_engine.data.stream import SourceStream
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 
 VOCAB = 1000
@@ -70,7 +71,7 @@ def test_samples_can_be_longer_than_the_source_and_read_in_any_order(tmp_path: P
 
 def test_batches_are_packed_right(tmp_path: Path) -> None:
     files = [write_source(tmp_path, name, random_lengths(80, seed), seed) for seed, name in enumerate("abc")]
-    facts = [SourceFacts(name, "web", file.tokens) for name, file in zip("abc", files, strict=True)]
+    facts = [SourceFacts.of(name, file.manifest) for name, file in zip("abc", files, strict=True)]
     plan = Plan(facts, [BlockConfig(tokens=100 * SEQ_LEN)], SEQ_LEN, 7, 0)
     loader = Loader(plan, files, VOCAB, rank=0, world_size=1)
     for batch in loader.micro_batches(first_sample=0, global_batch=96, micro_batch=8):
@@ -99,7 +100,7 @@ def test_batches_are_packed_right(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_ranks_or_micro_batches(tmp_path: Path) -> None:
     files = [write_source(tmp_path, name, random_lengths(80, seed), seed) for seed, name in enumerate("ab")]
-    facts = [SourceFacts(name, "web", file.tokens) for name, file in zip("ab", files, strict=True)]
+    facts = [SourceFacts.of(name, file.manifest) for name, file in zip("ab", files, strict=True)]
     plan = Plan(facts, [BlockConfig(tokens=48 * SEQ_LEN)], SEQ_LEN, 7, 0)
 
     def rows_of_step(world_size: int, micro_batch: int) -> set[tuple[int, ...]]:

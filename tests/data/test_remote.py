@@ -18,7 +18,7 @@ import mindllm_engine._native as _native
 import numpy as np
 import pytest
 
-from mindllm_engine.data import range_reads, token_files
+from mindllm_engine.data import range_reads, token_file_builder
 from mindllm_engine.data.cache_folder import CacheFolder
 from mindllm_engine.data.remote import RemoteTokenFile, open_source, open_whole
 from mindllm_engine.data.token_files import TokenFile
@@ -41,7 +41,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The tokens of the source `<tmp_path>/store/web`, of 20 chunks."""
-    monkeypatch.setattr(token_files, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(token_file_builder, "CHUNK_BYTES", CHUNK)
     (tmp_path / "store").mkdir()
     return make_source(tmp_path / "store" / "web", seed=0)
 
@@ -310,7 +310,7 @@ def test_what_killed_processes_left_is_cleared(tmp_path: Path, server: RangeServ
 
 
 def test_files_of_others_in_the_cache_folder_are_left_alone(tmp_path: Path, server: RangeServer) -> None:
-    others = [tmp_path / "cache" / name for name in ("1", "data/7", "data/.7.1.1.tmp", f"{'a' * 31}g/3")]
+    others = [tmp_path / "cache" / name for name in ("1", "data/7", "data/.7.1.1.tmp", f"{'a' * 15}g/3")]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(3 * CHUNK))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindllm_engine.data import range_reads, token_files
+from mindllm_engine.data import range_reads, token_file_builder
 from mindllm_engine.data.cache_folder import CacheFolder
 from mindllm_engine.data.remote import RemoteTokenFile, open_whole
 from mindllm_engine.errors import DataError
@@ -61,7 +61,7 @@ def stream(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> np
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(range_reads, "FIRST_DELAY_SECONDS", 0.001)
-    monkeypatch.setattr(token_files, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(token_file_builder, "CHUNK_BYTES", 4096)
     s3fs.S3FileSystem.clear_instance_cache()
     stream = np.random.default_rng(0).integers(0, 1000, 20_000)
     build(tmp_path / "web", np.array_split(stream, 30))

@@ -1,0 +1,95 @@
+// Whole micro-batches from a plan and its sources: tokens, targets, positions, document borders, written to arrays that
+// the caller owns (pinned memory, on a GPU machine), at once or ahead of need by threads.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "mixture.hpp"
+#include "sample_source.hpp"
+#include "token_bytes.hpp"
+#include "token_format.hpp"
+
+namespace mindllm {
+
+// The target of a position whose next token belongs to another document, or to none; losses leave it out.
+constexpr int64_t kIgnored = -100;
+
+// A source: where its tokens are, and where its samples lie in them.
+struct BatchSource {
+    std::string prefix;
+    TokenTypeInfo type;
+    std::shared_ptr<const TokenBytes> bytes;
+    std::shared_ptr<const SampleSource> samples;
+};
+
+// Where a batch is written: `room` numbers each, room + 1 of cu_seqlens.
+struct BatchArrays {
+    int64_t *tokens, *targets, *positions, *source_ids;
+    int32_t* cu_seqlens;
+    int64_t room;
+};
+
+// Immutable, so safe to share among threads.
+class BatchReader {
+  public:
+    // The sources in the order that gives them their ids in the mixture and in batches. Token ids that are read must lie in [0, vocab_size).
+    BatchReader(std::shared_ptr<const Mixture> mixture, std::vector<BatchSource> sources, int64_t vocab_size);
+
+    // The tokens of a batch of these global samples, each of its block's seq_len.
+    int64_t count_tokens(const std::vector<int64_t>& samples) const;
+
+    // Writes the samples one after the other; returns how many numbers of cu_seqlens it wrote. Throws std::out_of_range
+    // for a sample that is not in the plan or a `room` that is not count_tokens(samples), FormatError for damaged files
+    // and ids outside the vocabulary, IoError, MissingChunk.
+    int64_t read(const std::vector<int64_t>& samples, const BatchArrays& out) const;
+
+    // The stretches of one global sample, appended to `out`; returns its source.
+    int64_t find(int64_t sample, std::vector<Stretch>& out) const;
+
+  private:
+    const BatchSource& source(int64_t id) const { return sources_[static_cast<size_t>(id)]; }
+    // A part of a batch: the samples written so far take `tokens` of its places and `borders` numbers of cu_seqlens.
+    struct Progress {
+        int64_t tokens = 0, borders = 0;
+    };
+    void read_sample(int64_t sample, const BatchArrays& out, Progress& done) const;
+    void read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t* out) const;
+    [[noreturn]] void refuse_id(const BatchSource& source, const Stretch& stretch, const int64_t* ids) const;
+
+    const std::shared_ptr<const Mixture> mixture_;
+    const std::vector<BatchSource> sources_;
+    const int64_t vocab_size_;
+};
+
+// Threads that read batches before they are needed. Batches are finished in any order.
+class ReadAhead {
+  public:
+    ReadAhead(std::shared_ptr<const BatchReader> reader, int threads);
+    // Waits for the batches under way; those not begun are never read, and their futures throw.
+    ~ReadAhead();
+    ReadAhead(const ReadAhead&) = delete;
+    ReadAhead& operator=(const ReadAhead&) = delete;
+
+    // As BatchReader::read, later: the arrays must stay until the future is ready.
+    std::future<int64_t> submit(std::vector<int64_t> samples, BatchArrays out);
+
+  private:
+    void work();
+
+    const std::shared_ptr<const BatchReader> reader_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<std::packaged_task<int64_t()>> waiting_;
+    bool stopping_ = false;
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace mindllm

@@ -1,0 +1,48 @@
+// The lengths of a token file's documents, read from its .idx as needed: nothing is mapped, and only borders are kept.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "token_bytes.hpp"
+#include "token_file_reader.hpp"
+
+namespace mindllm {
+
+// Groups of `group` neighbouring documents, of which it knows the borders, and reads the rest when it is asked. Reads
+// with pread, so a file that is cut short or lost while it is read is an error and not the death of the process.
+// Immutable and thread-safe.
+class DocumentIndex {
+  public:
+    // Reads the index once, from its beginning to its end. FormatError if it is damaged.
+    DocumentIndex(const TokenFileReader& reader, int64_t group);
+
+    int64_t documents() const { return documents_; }
+    int64_t tokens() const { return borders_.back(); }
+    int64_t groups() const { return static_cast<int64_t>(borders_.size()) - 1; }
+    const std::string& path() const { return index_.path(); }
+    int64_t held_bytes() const { return static_cast<int64_t>(borders_.size() * sizeof(int64_t)); }
+
+    int64_t first_document(int64_t group) const { return group * group_; }
+    // Where a group starts in the stream of tokens; `groups()` gives the end of the last.
+    int64_t border(int64_t group) const { return borders_[static_cast<size_t>(group)]; }
+    int64_t group_tokens(int64_t group) const { return border(group + 1) - border(group); }
+    // Where the documents of a group start in the stream, and at the end where the last of them ends. `starts` is
+    // resized. FormatError if the file is damaged there, or is not what it was.
+    void read_starts(int64_t group, std::vector<int64_t>& starts) const;
+
+  private:
+    void read_lengths(int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
+    void read_lengths_of_sequences(int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
+    void read_first_sequences(int64_t first, int64_t count, std::vector<int64_t>& out) const;
+    bool has_one_sequence_each() const;
+    [[noreturn]] void refuse(const std::string& what) const;
+
+    const LocalBytes index_;
+    const int64_t group_, sequences_, documents_;
+    const bool one_sequence_each_;
+    std::vector<int64_t> borders_;
+};
+
+}  // namespace mindllm

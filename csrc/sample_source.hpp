@@ -1,0 +1,97 @@
+// The samples of one source: which stretches of which documents make up the sample at a position.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "document_index.hpp"
+#include "packing.hpp"
+#include "permutation.hpp"
+
+namespace mindllm {
+
+// Tokens [start, start + count) of a source's stream, all of one document.
+struct Stretch {
+    int64_t document;
+    int64_t in_document;  // where in the document it starts
+    int64_t start;
+    int64_t count;
+};
+
+// Thread-safe.
+class SampleSource {
+  public:
+    virtual ~SampleSource() = default;
+    // Appends the stretches of the sample at `position`, of at most seq_len + 1 tokens, none of them empty.
+    virtual void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const = 0;
+    // Memory held to find them.
+    virtual int64_t addressing_bytes() const = 0;
+};
+
+// A source as an endless stream: epoch after epoch, each with its documents in an order of its own. The sample at
+// position p is the stream's tokens [p, p + seq_len + 1).
+//
+// The order is that of groups of `kGroup` neighbouring documents (a keyed permutation), and of the documents in each (a
+// keyed shuffle). So only the borders of groups have to be known, and a sample's documents lie near each other on the
+// disk; the samples of a block are shuffled again among each other (mixture.hpp).
+class ContiguousSource : public SampleSource {
+  public:
+    static constexpr int64_t kGroup = 512;
+
+    // An index in groups of `kGroup`. FormatError if it has no tokens.
+    ContiguousSource(std::shared_ptr<const DocumentIndex> index, uint64_t key);
+
+    void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
+    int64_t addressing_bytes() const override;
+
+  private:
+    // The order of one epoch: a permutation of the groups, and the tokens before every kStride-th group in it.
+    struct Epoch {
+        uint64_t key;
+        KeyedPermutation order;
+        std::vector<int64_t> before;
+    };
+    static constexpr int64_t kStride = 64;
+    static constexpr size_t kEpochsKept = 64;
+
+    std::shared_ptr<const Epoch> epoch(int64_t number) const;
+    std::shared_ptr<const Epoch> make_epoch(int64_t number) const;
+    void find_in_epoch(int64_t number, int64_t offset, int64_t count, std::vector<Stretch>& out) const;
+    void find_in_group(const Epoch& epoch, int64_t group, int64_t& offset, int64_t& count,
+                       std::vector<Stretch>& out) const;
+
+    const std::shared_ptr<const DocumentIndex> index_;
+    const uint64_t key_;
+    mutable std::mutex mutex_;
+    mutable std::map<int64_t, std::shared_ptr<const Epoch>> epochs_;
+};
+
+// A source in samples of whole documents: windows of `kWindow` neighbouring documents are packed best fit (packing.hpp)
+// into samples of seq_len + 1 tokens. Sample number p is one of the epoch p / samples_per_epoch(), where the samples are
+// in a keyed order; what is packed together is the same in every epoch, which attention within documents cannot see.
+//
+// Only the number of samples before each window is kept; a window is packed anew whenever a sample of it is read.
+class BestFitSource : public SampleSource {
+  public:
+    static constexpr int64_t kWindow = 2048;
+
+    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker,
+    // and if there are no samples.
+    BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_t key, int64_t seq_len);
+
+    int64_t samples_per_epoch() const { return before_.back(); }
+    // std::out_of_range for another seq_len.
+    void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
+    int64_t addressing_bytes() const override;
+
+  private:
+    const std::shared_ptr<const DocumentIndex> index_;
+    const uint64_t key_;
+    const int64_t seq_len_;
+    std::vector<int64_t> before_;  // the samples of an epoch before each window, and all of them
+};
+
+}  // namespace mindllm
