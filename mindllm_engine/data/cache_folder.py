@@ -19,6 +19,9 @@ _CONTENT = re.compile("[0-9a-f]{16}")
 _STALE_SECONDS = 3600.0
 """A temporary file not written for so long belongs to a process that was killed."""
 
+_TOUCH_SECONDS = 1.0
+"""The time of last use is no finer than this: most batches then only look."""
+
 
 class CacheFolder:
     """Keeps the chunk files under a folder near a limit, by the time of their last use. Thread-safe.
@@ -86,16 +89,18 @@ class CacheFolder:
                     _unlink(Path(entry.path))
 
 
-def touch(path: Path, size: int) -> bool:
-    """Whether a file of exactly `size` bytes is there; if so, it counts as used now."""
+def touch(path: str, size: int) -> bool:
+    """Whether a file of exactly `size` bytes is there; if so, it counts as used now, to the second."""
     try:
-        if os.stat(path).st_size != size:
+        status = os.stat(path)
+        if status.st_size != size:
             return False
-        os.utime(path)
+        if time.time() - status.st_mtime > _TOUCH_SECONDS:
+            os.utime(path)
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(Path(path), error) from error
     return True
 
 

@@ -95,9 +95,11 @@ class ChunkCache:
         """`url` is the source's prefix. Reads and writes nothing; raises DataError for a protocol that is unknown."""
         self.folder = cache.path / manifest.content
         self.statistics = CacheStatistics()
+        self._place = str(self.folder)  # paths are slow to join, and `require` comes with each batch
         self._url = url
         self._manifest = manifest
         self._cache = cache
+        self._data_bytes = manifest.data_bytes
         self._file = RemoteFile(f"{url}.bin")
         self._lock = threading.Lock()
 
@@ -111,7 +113,7 @@ class ChunkCache:
         required = sorted(set(chunks))
         if required and not 0 <= required[0] <= required[-1] < len(self._manifest.chunks):
             raise IndexError(f"{self._url}.bin: no such chunk among {len(self._manifest.chunks)}: {required}")
-        missing = [chunk for chunk in required if not touch(self._path(chunk), self._size(chunk))]
+        missing = [chunk for chunk in required if not touch(f"{self._place}/{chunk}", self._size(chunk))]
         with self._lock:
             self.statistics.hits += len(required) - len(missing)
         if not missing:
@@ -137,7 +139,7 @@ class ChunkCache:
         return self.folder / str(chunk)
 
     def _size(self, chunk: int) -> int:
-        return min(self._manifest.chunk_bytes, self._manifest.data_bytes - chunk * self._manifest.chunk_bytes)
+        return min(self._manifest.chunk_bytes, self._data_bytes - chunk * self._manifest.chunk_bytes)
 
 
 class RemoteTokenFile:

@@ -60,17 +60,21 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int) or not path.is_file():
             self.answer(fault if isinstance(fault, int) else 404, b"")
             return
-        content = path.read_bytes()
-        if wanted and fault != "whole":
-            if wanted[0] >= len(content):
-                self.answer(416, b"")
-                return
-            content = content[slice(*wanted)]
+        ranged = wanted is not None and fault != "whole"
+        if wanted is not None and ranged and wanted[0] >= path.stat().st_size:
+            self.answer(416, b"")
+            return
+        with path.open("rb") as file:
+            if wanted is not None and ranged:
+                file.seek(wanted[0])
+                content = file.read(wanted[1] - wanted[0])
+            else:
+                content = file.read()
         if fault == "flip":
             content = content[:-1] + bytes([content[-1] ^ 4])
         if fault == "short":
             content = content[: len(content) // 2]
-        self.answer(206 if wanted and fault != "whole" else 200, content, cut=fault == "cut")
+        self.answer(206 if ranged else 200, content, cut=fault == "cut")
 
     def answer(self, status: int, content: bytes, cut: bool = False) -> None:
         self.send_response(status)
