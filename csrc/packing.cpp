@@ -1,6 +1,7 @@
 #include "packing.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -13,19 +14,6 @@ namespace {
 
 constexpr int64_t kMaxDocuments = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxFullBins = std::numeric_limits<int64_t>::max() / 2;
-
-// The full pieces of a document and the tokens of its last, shorter piece, 0 where there is none.
-struct Cut {
-    int64_t full;
-    int32_t rest;
-};
-
-Cut cut(int64_t length, int32_t capacity) {
-    if (length < capacity) return {0, static_cast<int32_t>(length)};
-    const int64_t predictions = length - 1, step = capacity - 1;
-    const int32_t left = static_cast<int32_t>(predictions % step);
-    return {predictions / step, left == 0 ? 0 : left + 1};
-}
 
 void require_sizes(int64_t n, int64_t capacity) {
     if (capacity < 2 || capacity > BestFitPacker::kMaxCapacity) {
@@ -70,29 +58,39 @@ int32_t RoomSet::at_least(int32_t tokens) const {
     return 64 * word + __builtin_ctzll(bits);
 }
 
-// Fills length_counts_ and long_documents_; returns the number of full bins.
-int64_t BestFitPacker::count_lengths(const int64_t* lengths, int64_t n, int64_t capacity) {
+// Fills long_documents_, short_counts_ and length_counts_, and returns the number of full bins. Reads each length once,
+// so that nothing goes astray if another thread writes to them.
+int64_t BestFitPacker::read_lengths(const int64_t* lengths, int64_t n, int64_t capacity) {
     full_bins_ = open_bins_ = 0;  // before anything can throw
     require_sizes(n, capacity);
     capacity_ = static_cast<int32_t>(capacity);
-    length_counts_.assign(capacity, 0);
     long_documents_.clear();
+    short_counts_.resize(n);
+    length_counts_.assign(capacity, 0);
     int64_t full_bins = 0;
     for (int64_t document = 0; document < n; ++document) {
-        const int64_t length = lengths[document];
+        const int64_t length = __atomic_load_n(lengths + document, __ATOMIC_RELAXED);
         if (length < 0) {
             throw FormatError("document " + std::to_string(document) + " has " + std::to_string(length) +
                               " tokens; give lengths of 0 or more");
         }
-        const Cut pieces = cut(length, capacity_);
-        ++length_counts_[pieces.rest];
-        if (pieces.full == 0) continue;
+        if (length < capacity) {
+            const int32_t count = static_cast<int32_t>(length);
+            short_counts_[document] = count;
+            ++length_counts_[count];
+            continue;
+        }
+        const int64_t predictions = length - 1, step = capacity - 1;
+        const int64_t full = predictions / step, left = predictions % step;
         long_documents_.push_back({document, full_bins});
-        if (pieces.full > kMaxFullBins - full_bins) {
+        if (full > kMaxFullBins - full_bins) {
             throw FormatError("documents up to " + std::to_string(document) + " fill more than " +
                               std::to_string(kMaxFullBins) + " samples; give a larger capacity");
         }
-        full_bins += pieces.full;
+        full_bins += full;
+        const int32_t count = left == 0 ? 0 : static_cast<int32_t>(left + 1);
+        short_counts_[document] = -count;
+        ++length_counts_[count];
     }
     length_counts_[0] = 0;
     return full_bins;
@@ -133,19 +131,19 @@ int64_t BestFitPacker::fit(Move move) {
 }
 
 int64_t BestFitPacker::count_bins(const int64_t* lengths, int64_t n, int64_t capacity) {
-    const int64_t full_bins = count_lengths(lengths, n, capacity);
+    const int64_t full_bins = read_lengths(lengths, n, capacity);
     return full_bins + fit([](int32_t, int32_t, int32_t, int32_t) {});
 }
 
 void BestFitPacker::pack(const int64_t* lengths, int64_t n, int64_t capacity) {
-    const int64_t full_bins = count_lengths(lengths, n, capacity);
+    const int64_t full_bins = read_lengths(lengths, n, capacity);
     next_slot_.resize(capacity_);
     int32_t slots = 0;
     for (int32_t length = capacity_ - 1; length > 0; --length) {
         next_slot_[length] = slots;
         slots += length_counts_[length];
     }
-    pieces_.resize(slots);
+    short_pieces_.resize(slots);
     slot_bins_.resize(slots);
     bin_below_.resize(slots);
     bin_ends_.resize(slots);
@@ -176,35 +174,48 @@ void BestFitPacker::pack(const int64_t* lengths, int64_t n, int64_t capacity) {
         bin_ends_[bin] = start;
         start += count;
     }
-    place(lengths, n);
+    place();
     full_bins_ = full_bins;
     open_bins_ = open_bins;
 }
 
-// Writes each piece behind those that its bin already has: bin_ends_ moves from the bins' starts to their ends.
-void BestFitPacker::place(const int64_t* lengths, int64_t n) {
-    for (int64_t document = 0; document < n; ++document) {
-        const Cut pieces = cut(lengths[document], capacity_);
-        if (pieces.rest == 0) continue;
-        const int32_t bin = slot_bins_[next_slot_[pieces.rest]++];
-        pieces_[bin_ends_[bin]++] = {document, pieces.full * (capacity_ - 1), pieces.rest};
+// Writes each short piece behind those that its bin already has: bin_ends_ moves from the bins' starts to their ends.
+void BestFitPacker::place() {
+    const int32_t documents = static_cast<int32_t>(short_counts_.size());
+    for (int32_t document = 0; document < documents; ++document) {
+        const int32_t count = short_counts_[document];
+        if (count == 0) continue;
+        const int32_t bin = slot_bins_[next_slot_[std::abs(count)]++];
+        short_pieces_[bin_ends_[bin]++] = {document, count};
     }
+}
+
+Piece BestFitPacker::whole(ShortPiece piece) const {
+    if (piece.count > 0) return {piece.document, 0, piece.count};
+    const auto owner = std::lower_bound(
+        long_documents_.begin(), long_documents_.end(), piece.document,
+        [](const LongDocument& candidate, int64_t document) { return candidate.document < document; });
+    const int64_t end_bin = owner + 1 == long_documents_.end() ? full_bins_ : (owner + 1)->first_bin;
+    return {piece.document, (end_bin - owner->first_bin) * (capacity_ - 1), -piece.count};
 }
 
 void BestFitPacker::pieces(int64_t bin, std::vector<Piece>& out) const {
     if (bin < 0 || bin >= bins()) {
         throw std::out_of_range("there is no bin " + std::to_string(bin) + " among " + std::to_string(bins()));
     }
+    out.clear();
     if (bin >= full_bins_) {
         const int64_t open = bin - full_bins_;
-        out.assign(pieces_.begin() + (open == 0 ? 0 : bin_ends_[open - 1]), pieces_.begin() + bin_ends_[open]);
+        for (int32_t index = open == 0 ? 0 : bin_ends_[open - 1]; index < bin_ends_[open]; ++index) {
+            out.push_back(whole(short_pieces_[index]));
+        }
         return;
     }
     const auto after = std::upper_bound(
         long_documents_.begin(), long_documents_.end(), bin,
         [](int64_t value, const LongDocument& candidate) { return value < candidate.first_bin; });
     const LongDocument& owner = *(after - 1);
-    out.assign(1, {owner.document, (bin - owner.first_bin) * (capacity_ - 1), capacity_});
+    out.push_back({owner.document, (bin - owner.first_bin) * (capacity_ - 1), capacity_});
 }
 
 }  // namespace mindllm

@@ -1,5 +1,5 @@
-// Best-fit decreasing packing of documents into bins of a fixed number of tokens. Python reaches it in packing_binding.cpp;
-// samples of whole documents are made of it, one window of consecutive documents at a time.
+// Best-fit decreasing packing of documents into bins of a fixed number of tokens: of a whole collection (Python,
+// packing_binding.cpp), or of one window of consecutive documents after the other.
 #pragma once
 
 #include <cstdint>
@@ -51,36 +51,43 @@ class BestFitPacker {
 
     int64_t bins() const { return full_bins_ + open_bins_; }
     // The number of pieces in all bins.
-    int64_t pieces() const { return bins() == 0 ? 0 : full_bins_ + static_cast<int64_t>(pieces_.size()); }
+    int64_t pieces() const { return bins() == 0 ? 0 : full_bins_ + static_cast<int64_t>(short_pieces_.size()); }
     // Replaces `out` by the pieces of a bin, in document order. std::out_of_range for a bin that is not there.
     void pieces(int64_t bin, std::vector<Piece>& out) const;
 
   private:
-    // A document that fills bins alone.
+    // A document with full pieces.
     struct LongDocument {
         int64_t document;
         int64_t first_bin;
     };
+    // A piece of less than `capacity` tokens: a document, or the last tokens of a long one, whose count is negative.
+    struct ShortPiece {
+        int32_t document;
+        int32_t count;
+    };
 
-    int64_t count_lengths(const int64_t* lengths, int64_t n, int64_t capacity);
+    int64_t read_lengths(const int64_t* lengths, int64_t n, int64_t capacity);
     template <typename Move>
     int64_t fit(Move move);
-    void place(const int64_t* lengths, int64_t n);
+    void place();
+    Piece whole(ShortPiece piece) const;
 
     int32_t capacity_ = 0;
     int64_t full_bins_ = 0;
-    int64_t open_bins_ = 0;                     // those with less than a full piece, whether filled in the end or not
+    int64_t open_bins_ = 0;                     // those of short pieces
     std::vector<LongDocument> long_documents_;  // increasing in both
-    std::vector<Piece> pieces_;                 // of the open bins, bin after bin
-    std::vector<int32_t> bin_ends_;             // [open bins]: where each ends in pieces_; what lies behind is stale
+    std::vector<ShortPiece> short_pieces_;      // bin after bin
+    std::vector<int32_t> bin_ends_;             // [open bins]: where each ends in short_pieces_; stale behind
 
     // Scratch.
     RoomSet rooms_;
-    std::vector<int32_t> length_counts_;  // [length]: pieces shorter than a full one
+    std::vector<int32_t> short_counts_;   // [document]: the count of its short piece, 0 for none
+    std::vector<int32_t> length_counts_;  // [length]: short pieces
     std::vector<int32_t> room_counts_;    // [room]: open bins
     std::vector<int32_t> top_bin_;        // [room]: the bin filled last, -1 for none
     std::vector<int32_t> bin_below_;      // [bin]: the one with the same room that was filled before it, -1 for none
-    std::vector<int32_t> slot_bins_;      // the bin of each piece, in decreasing order of length
+    std::vector<int32_t> slot_bins_;      // the bin of each short piece, in decreasing order of length
     std::vector<int32_t> next_slot_;      // [length]: the slot of its next piece
 };
 

@@ -1,4 +1,4 @@
-// The Python side of the packing: the packer itself, whose calls take turns, and one call for all pieces as flat arrays.
+// The Python side of the packing: the packer itself, whose calls take turns, and all pieces at once as flat arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -14,22 +14,28 @@ namespace {
 
 namespace py = pybind11;
 using Int64Array = py::array_t<int64_t>;
-using Lengths = std::vector<int64_t>;
 
-// A copy: another thread may write to the array while the packer reads it twice without the GIL.
-Lengths copy_lengths(const py::array& lengths) {
-    const char kind = lengths.dtype().kind();
-    if (lengths.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-        throw py::type_error("lengths must be a one-dimensional array of integers");
+// A contiguous array of lengths. Other threads may write to it while the packer reads it: that changes what is packed
+// and no more.
+class Lengths {
+  public:
+    explicit Lengths(const py::array& lengths) {
+        const char kind = lengths.dtype().kind();
+        if (lengths.ndim() != 1 || (kind != 'i' && kind != 'u')) {
+            throw py::type_error("lengths must be a one-dimensional array of integers");
+        }
+        array_ = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
+        if (!array_) throw py::error_already_set();
+        data = array_.data();
+        count = array_.size();
     }
-    const auto contiguous = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(lengths);
-    if (!contiguous) throw py::error_already_set();
-    return Lengths(contiguous.data(), contiguous.data() + contiguous.size());
-}
 
-void pack(BestFitPacker& packer, const Lengths& lengths, int64_t capacity) {
-    packer.pack(lengths.data(), static_cast<int64_t>(lengths.size()), capacity);
-}
+    const int64_t* data;
+    int64_t count;
+
+  private:
+    Int64Array array_;
+};
 
 class SharedPacker {
   private:
@@ -43,15 +49,13 @@ class SharedPacker {
 
   public:
     void pack(const py::array& lengths, int64_t capacity) {
-        const Lengths copy = copy_lengths(lengths);
-        in_turn([&](BestFitPacker& packer) { mindllm::pack(packer, copy, capacity); });
+        const Lengths read(lengths);
+        in_turn([&](BestFitPacker& packer) { packer.pack(read.data, read.count, capacity); });
     }
 
     int64_t count_bins(const py::array& lengths, int64_t capacity) {
-        const Lengths copy = copy_lengths(lengths);
-        return in_turn([&](BestFitPacker& packer) {
-            return packer.count_bins(copy.data(), static_cast<int64_t>(copy.size()), capacity);
-        });
+        const Lengths read(lengths);
+        return in_turn([&](BestFitPacker& packer) { return packer.count_bins(read.data, read.count, capacity); });
     }
 
     int64_t bins() {
@@ -75,11 +79,11 @@ class SharedPacker {
 };
 
 py::tuple pack_best_fit(const py::array& lengths, int64_t capacity) {
-    const Lengths copy = copy_lengths(lengths);
+    const Lengths read(lengths);
     BestFitPacker packer;
     {
         const py::gil_scoped_release release;
-        pack(packer, copy, capacity);
+        packer.pack(read.data, read.count, capacity);
     }
     Int64Array documents(packer.pieces()), starts(packer.pieces()), counts(packer.pieces());
     Int64Array bin_starts(packer.bins() + 1);

@@ -109,8 +109,8 @@ void lengths_of(const std::vector<int64_t>& starts, std::vector<int64_t>& length
 
 }  // namespace
 
-BestFitSource::BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_t key, int64_t seq_len)
-    : index_(std::move(index)), key_(key), seq_len_(seq_len) {
+PackedWindows::PackedWindows(std::shared_ptr<const DocumentIndex> index, int64_t seq_len)
+    : index_(std::move(index)), seq_len_(seq_len) {
     BestFitPacker packer;
     std::vector<int64_t> starts, lengths;
     int64_t samples = 0;
@@ -122,22 +122,17 @@ BestFitSource::BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_
         samples += packer.count_bins(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len + 1);
     }
     before_.push_back(samples);
-    if (samples == 0) throw FormatError(index_->path(), "there are no tokens to make samples of");
 }
 
-void BestFitSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const {
-    if (seq_len != seq_len_) throw std::out_of_range("packed for samples of " + std::to_string(seq_len_) + " tokens");
+void PackedWindows::find(int64_t sample, std::vector<Stretch>& out) const {
     thread_local BestFitPacker packer;
     thread_local std::vector<int64_t> starts, lengths;
     thread_local std::vector<Piece> pieces;
-    const int64_t epoch = position / samples_per_epoch();
-    const KeyedPermutation order(samples_per_epoch(), derive_key({key_, static_cast<uint64_t>(epoch)}));
-    const int64_t sample = order(position % samples_per_epoch());
     const auto after = std::upper_bound(before_.begin(), before_.end(), sample);
     const int64_t window = after - before_.begin() - 1;
     index_->read_starts(window, starts);
     lengths_of(starts, lengths);
-    packer.pack(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len + 1);
+    packer.pack(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len_ + 1);
     packer.pieces(sample - *std::prev(after), pieces);
     for (const Piece& piece : pieces) {
         out.push_back({index_->first_document(window) + piece.document, piece.start,
@@ -145,8 +140,31 @@ void BestFitSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>
     }
 }
 
-int64_t BestFitSource::addressing_bytes() const {
+int64_t PackedWindows::held_bytes() const {
     return index_->held_bytes() + static_cast<int64_t>(before_.size() * sizeof(int64_t));
+}
+
+BestFitSource::BestFitSource(std::vector<std::shared_ptr<const PackedWindows>> packings, uint64_t key)
+    : packings_(std::move(packings)), key_(key) {
+    for (const auto& packing : packings_) {
+        if (packing->samples() == 0) throw FormatError("there are no tokens to make samples of");
+    }
+}
+
+void BestFitSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const {
+    for (const auto& packing : packings_) {
+        if (packing->seq_len() != seq_len) continue;
+        const int64_t samples = packing->samples(), epoch = position / samples;
+        const KeyedPermutation order(samples, derive_key({key_, static_cast<uint64_t>(epoch)}));
+        return packing->find(order(position % samples), out);
+    }
+    throw std::out_of_range("the source is not packed for samples of " + std::to_string(seq_len) + " tokens");
+}
+
+int64_t BestFitSource::addressing_bytes() const {
+    int64_t bytes = 0;
+    for (const auto& packing : packings_) bytes += packing->held_bytes();
+    return bytes;
 }
 
 }  // namespace mindllm

@@ -69,29 +69,42 @@ class ContiguousSource : public SampleSource {
     mutable std::map<int64_t, std::shared_ptr<const Epoch>> epochs_;
 };
 
-// A source in samples of whole documents: windows of `kWindow` neighbouring documents are packed best fit (packing.hpp)
-// into samples of seq_len + 1 tokens. Sample number p is one of the epoch p / samples_per_epoch(), where the samples are
-// in a keyed order; what is packed together is the same in every epoch, which attention within documents cannot see.
-//
-// Only the number of samples before each window is kept; a window is packed anew whenever a sample of it is read.
-class BestFitSource : public SampleSource {
+// The documents of a source packed into samples of seq_len + 1 tokens, best fit (packing.hpp), window after window of
+// `kWindow` neighbouring documents. Only the number of samples before each window is kept; a window is packed anew
+// whenever a sample of it is read. Immutable and thread-safe.
+class PackedWindows {
   public:
     static constexpr int64_t kWindow = 2048;
 
-    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker,
-    // and if there are no samples.
-    BestFitSource(std::shared_ptr<const DocumentIndex> index, uint64_t key, int64_t seq_len);
+    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker.
+    PackedWindows(std::shared_ptr<const DocumentIndex> index, int64_t seq_len);
 
-    int64_t samples_per_epoch() const { return before_.back(); }
-    // std::out_of_range for another seq_len.
+    int64_t seq_len() const { return seq_len_; }
+    int64_t samples() const { return before_.back(); }
+    // The stretches of a sample, 0 <= sample < samples(), appended to `out`.
+    void find(int64_t sample, std::vector<Stretch>& out) const;
+    int64_t held_bytes() const;
+
+  private:
+    const std::shared_ptr<const DocumentIndex> index_;
+    const int64_t seq_len_;
+    std::vector<int64_t> before_;  // the samples before each window, and all of them
+};
+
+// A source in samples of whole documents. Sample number p is one of epoch p / samples, where the samples are in a keyed
+// order; what is packed together is the same in every epoch, which attention within documents cannot see.
+class BestFitSource : public SampleSource {
+  public:
+    // One packing for each seq_len that will be asked for. FormatError for one without samples.
+    BestFitSource(std::vector<std::shared_ptr<const PackedWindows>> packings, uint64_t key);
+
+    // std::out_of_range for a seq_len without a packing.
     void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
     int64_t addressing_bytes() const override;
 
   private:
-    const std::shared_ptr<const DocumentIndex> index_;
+    const std::vector<std::shared_ptr<const PackedWindows>> packings_;
     const uint64_t key_;
-    const int64_t seq_len_;
-    std::vector<int64_t> before_;  // the samples of an epoch before each window, and all of them
 };
 
 }  // namespace mindllm

@@ -204,15 +204,23 @@ void bind_batches(py::module_& module) {
              }),
              py::arg("reader"), py::arg("key"), NoGil(),
              "Positions are tokens of the stream; `key` names the orders. ValueError for a damaged or empty index.");
+    py::class_<PackedWindows, std::shared_ptr<PackedWindows>>(
+        module, "PackedWindows", "The documents of a source packed best fit into samples of seq_len + 1 tokens.")
+        .def(py::init([](const TokenFileReader& reader, int64_t seq_len) {
+                 auto index = std::make_shared<DocumentIndex>(reader, PackedWindows::kWindow);
+                 return std::make_shared<PackedWindows>(std::move(index), seq_len);
+             }),
+             py::arg("reader"), py::arg("seq_len"), NoGil(),
+             "Counts the samples: O(documents). ValueError for a damaged index.")
+        .def_property_readonly("samples", &PackedWindows::samples, "Samples in an epoch.");
     py::class_<BestFitSource, SampleSource, std::shared_ptr<BestFitSource>>(module, "BestFitSource",
                                                                             "A source in samples of whole documents.")
-        .def(py::init([](const TokenFileReader& reader, uint64_t key, int64_t seq_len) {
-                 auto index = std::make_shared<DocumentIndex>(reader, BestFitSource::kWindow);
-                 return std::make_shared<BestFitSource>(std::move(index), key, seq_len);
+        .def(py::init([](const std::vector<std::shared_ptr<PackedWindows>>& packings, uint64_t key) {
+                 return std::make_shared<BestFitSource>(
+                     std::vector<std::shared_ptr<const PackedWindows>>(packings.begin(), packings.end()), key);
              }),
-             py::arg("reader"), py::arg("key"), py::arg("seq_len"), NoGil(),
-             "Positions are numbers of samples; `key` names their order in each epoch. Counts all samples: O(documents).")
-        .def_property_readonly("samples_per_epoch", &BestFitSource::samples_per_epoch);
+             py::arg("packings"), py::arg("key"),
+             "Positions are numbers of samples; `key` names their order in each epoch. A packing for each seq_len.");
     py::class_<BatchReader, std::shared_ptr<BatchReader>>(module, "BatchReader",
                                                           "Micro-batches of a plan's samples. Thread-safe.")
         .def(py::init(&make_batch_reader), py::arg("mixture"), py::arg("sources"), py::arg("vocab_size"),

@@ -18,6 +18,9 @@ from mindllm_engine.errors import ConfigError
 DEFAULT_DATA_DIR = "../shared/data"
 """What ${MINDLLM_DATA} stands for where it is not set."""
 
+TOKENS_FOLDER = "tokens"
+"""Where in the corpus folder the token files lie."""
+
 _TOKENIZER_SEED = 0
 
 
@@ -103,6 +106,11 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
     )
 
 
+def token_prefixes(config: CorpusConfig) -> dict[str, str]:
+    """Name -> prefix at which `prepare_corpus` writes the token file of each source, or has written it."""
+    return {name: f"{Path(expand_path(config.dir)) / TOKENS_FOLDER / name}" for name in config.sources}
+
+
 def expand_path(path: str) -> str:
     """Expand `~` and environment variables; MINDLLM_DATA has a default. ConfigError for a variable that is not set."""
     if "MINDLLM_DATA" not in os.environ:
@@ -170,7 +178,7 @@ def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
 def _tokenize(name: str, source: SourceText, tokenizer: Tokenizer, config: CorpusConfig) -> TokenizedSource:
     tokenized = tokenize_source(
         expand_path(source.path),
-        tokenizer.model_path.parent / "tokens",
+        tokenizer.model_path.parent / TOKENS_FOLDER,
         name=name,
         lang=source.lang,
         category=source.category,

@@ -1,25 +1,41 @@
-"""Micro-batches of packed samples. The whole state of a loader is its plan and the number of the next sample."""
+"""Micro-batches of packed samples. The whole state of a loader is its plan and the number of the next sample.
 
-from collections.abc import Iterator
+The native module finds and reads the samples (csrc/batch_reader.hpp). This file asks for them some micro-batches ahead
+of need, gives them memory that the GPU can copy from, and makes one line of what goes wrong.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import mindllm_engine._native as _native
+from mindllm_engine.data.file_errors import reading
 from mindllm_engine.data.plan import Plan
-from mindllm_engine.data.stream import SourceStream
+from mindllm_engine.data.stream import open_samples
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.kernels.attention import remember_offsets
 
 # The target of a position whose next token belongs to another document; losses leave it out.
 IGNORED = -100
 
+# Micro-batches that are being read before the one that is asked for, and the threads that read them.
+READ_AHEAD = 4
+READ_THREADS = 2
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: samples packed one after the other, T tokens in all.
+    """One micro-batch: samples packed one after the other, T tokens in all. A sample that whole documents do not fill
+    (best-fit packing) ends in padding, which is a document to itself and all of whose targets are `IGNORED`.
 
     Attributes:
         tokens: (T,) int64.
@@ -36,17 +52,146 @@ class Batch:
     source_ids: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the copy from pinned memory does not block."""
+        """The batch on a device; copies from pinned memory do not block."""
         if device.type == "cpu":
             return self
         parts = (self.tokens, self.targets, self.positions, self.cu_seqlens, self.source_ids)
-        moved = Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+        moved = Batch(*(part.to(device, non_blocking=True) for part in parts))
         remember_offsets(moved.cu_seqlens, self.cu_seqlens.tolist())
         return moved
 
 
+class PendingBatch:
+    """A micro-batch whose arrays are being filled.
+
+    Attributes:
+        samples: the global samples in it, (n,) int64.
+        wait: fills the arrays, or waits until threads have; returns how many numbers of `cu_seqlens` are set.
+    """
+
+    def __init__(self, samples: NDArray[np.int64], tokens: int) -> None:
+        self.samples = samples
+        self.wait: Callable[[], int]
+        pinned = torch.cuda.is_available()
+        self._rows = torch.empty((4, tokens), dtype=torch.int64, pin_memory=pinned)
+        self._cu_seqlens = torch.empty(tokens + 1, dtype=torch.int32, pin_memory=pinned)
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """tokens, targets, positions, source_ids: (T,) int64 each; cu_seqlens: (T + 1,) int32, more than it needs."""
+        return (*self._rows.numpy(), self._cu_seqlens.numpy())
+
+    def batch(self) -> Batch:
+        """The batch, once it is filled."""
+        borders = self.wait()
+        tokens, targets, positions, source_ids = self._rows
+        return Batch(tokens, targets, positions, self._cu_seqlens[:borders], source_ids)
+
+
+class Loader:
+    """Reads the samples of a plan for one rank.
+
+    Global sample g of step s, s * global_batch <= g < (s + 1) * global_batch, goes to the ranks in runs of
+    `micro_batch` samples, so that which samples make up a step does not depend on the number of ranks.
+
+    Args:
+        files: the sources in the order of the plan's.
+        vocab_size: every id read must be below it.
+        verify: check each chunk of the data against its manifest's checksum before the first of its tokens is used.
+
+    Raises:
+        DataError: an index is damaged.
+    """
+
+    def __init__(
+        self, plan: Plan, files: list[TokenFile], vocab_size: int, rank: int, world_size: int, verify: bool = False
+    ) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self._sources = open_samples(plan, files)
+        with reading(files[0].prefix):
+            parts = [
+                (file.reader, _native.LocalBytes(f"{file.prefix}.bin"), source)
+                for file, source in zip(files, self._sources, strict=True)
+            ]
+            self._reader = _native.BatchReader(plan.mixture(), parts, vocab_size)
+        self._native_ahead = _native.ReadAhead(self._reader, READ_THREADS)
+        self._guard = ChunkGuard(files) if verify else None
+        self._pending: deque[PendingBatch] = deque()
+
+    def addressing_bytes(self) -> int:
+        """Memory held to find samples."""
+        return sum(source.addressing_bytes for source in self._sources if source is not None)
+
+    def micro_batches(self, first_sample: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
+        """This rank's micro-batches of the step that consumes samples [first_sample, first_sample + global_batch).
+
+        While one is used, those that follow are read, of the next steps too.
+
+        Raises:
+            DataError: a file is damaged, cut short or lost, or holds an id outside the vocabulary.
+        """
+        ours = range(self.rank * micro_batch, global_batch, self.world_size * micro_batch)
+        for number in range(len(ours)):
+            following = (step + start for step in itertools.count(first_sample, global_batch) for start in ours)
+            self._read_ahead(list(itertools.islice(following, number, number + 1 + READ_AHEAD)), micro_batch)
+            yield self._finish(self._pending.popleft())
+
+    def read(self, samples: NDArray[np.int64]) -> Batch:
+        """The global samples of these numbers, (n,) int64, as one batch, at once. Raises DataError as
+        `micro_batches`."""
+        return self._finish(self._begin(samples))
+
+    def _read_ahead(self, firsts: list[int], micro_batch: int) -> None:
+        """Make the pending micro-batches those that start at `firsts`; what else was expected is dropped."""
+        last = max(self.plan.samples - micro_batch, firsts[0])
+        wanted = [np.arange(first, first + micro_batch) for first in firsts if first <= last]
+        while any(not np.array_equal(a.samples, b) for a, b in zip(self._pending, wanted, strict=False)):
+            self._pending.pop()
+        for samples in wanted[len(self._pending) :]:
+            self._pending.append(self._begin(samples))
+
+    def _begin(self, samples: NDArray[np.int64]) -> PendingBatch:
+        batch = PendingBatch(samples, self._reader.count_tokens(samples))
+        if self._guard is None:
+            batch.wait = self._native_ahead.submit(samples, *batch.arrays()).wait
+        else:
+            batch.wait = self._guard.submit(self._reader, batch).result
+        return batch
+
+    def _finish(self, batch: PendingBatch) -> Batch:
+        with reading(Path("a token file")):
+            return batch.batch()
+
+
+class ChunkGuard:
+    """Reads batches by threads that check each chunk of the data before the first of its tokens is used."""
+
+    def __init__(self, files: list[TokenFile]) -> None:
+        self.files = files
+        self._checked: list[set[int]] = [set() for _ in files]
+        self._threads = ThreadPoolExecutor(READ_THREADS, "verified read")
+
+    def submit(self, reader: Any, batch: PendingBatch) -> Future[int]:
+        """Fill the batch as `BatchReader.read` does, later."""
+        return self._threads.submit(self._read, reader, batch.samples, batch.arrays())
+
+    def _read(self, reader: Any, samples: NDArray[np.int64], arrays: tuple[NDArray[Any], ...]) -> int:
+        for sample in samples.tolist():
+            source, stretches = reader.find(sample)
+            for _, _, start, count in stretches.tolist():
+                self._check(source, self.files[source].chunks_of(start, count))
+        return reader.read(samples, *arrays)
+
+    def _check(self, source: int, chunks: range) -> None:
+        for chunk in chunks:
+            if chunk not in self._checked[source]:
+                self.files[source].verify_chunk(chunk)
+                self._checked[source].add(chunk)
+
+
 def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids: NDArray[np.int64]) -> Batch:
-    """Samples of (tokens (seq_len + 1,), borders) as `SourceStream.read` gives them, packed into one batch."""
+    """Samples of (tokens (seq_len + 1,), where documents begin in it but at 0), packed into one batch."""
     lengths = np.array([len(sample) - 1 for sample, _ in samples])
     tokens = np.concatenate([sample[:-1] for sample, _ in samples])
     targets = np.concatenate([sample[1:] for sample, _ in samples])
@@ -63,38 +208,6 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         source_ids=torch.from_numpy(np.repeat(source_ids, lengths)),
     )
-
-
-class Loader:
-    """Reads the samples of a plan for one rank.
-
-    Global sample g of step s, s * global_batch <= g < (s + 1) * global_batch, goes to the ranks in runs of
-    `micro_batch` samples, so that which samples make up a step does not depend on the number of ranks.
-    """
-
-    def __init__(self, plan: Plan, files: list[TokenFile], vocab_size: int, rank: int, world_size: int) -> None:
-        self.plan = plan
-        self.rank = rank
-        self.world_size = world_size
-        self.streams = [
-            {length: SourceStream(file, length, vocab_size, key) for length in {block.seq_len for block in plan.blocks}}
-            for file, key in zip(files, plan.source_keys, strict=True)
-        ]
-
-    def micro_batches(self, first_sample: int, global_batch: int, micro_batch: int) -> Iterator[Batch]:
-        """This rank's micro-batches of the step that consumes samples [first_sample, first_sample + global_batch)."""
-        for start in range(self.rank * micro_batch, global_batch, self.world_size * micro_batch):
-            yield self.read(np.arange(first_sample + start, first_sample + start + micro_batch))
-
-    def read(self, samples: NDArray[np.int64]) -> Batch:
-        """The global samples of these numbers, (n,) int64, as one batch."""
-        source_ids, starts = self.plan.locate(samples)
-        lengths = [self.plan.tokens_in(sample, 1) for sample in samples.tolist()]
-        parts = [
-            self.streams[source][length].read_from(start)
-            for source, length, start in zip(source_ids, lengths, starts.tolist(), strict=True)
-        ]
-        return pack(parts, source_ids)
 
 
 def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: int, max_tokens: int) -> list[Batch]:

@@ -46,7 +46,7 @@ class Manifest:
     text_bytes: int
     """The size of the tokenized text in bytes of UTF-8."""
     chunk_bytes: int
-    """The size in bytes of the chunks of the .bin that `chunks` has checksums for; the last one may be shorter."""
+    """The size in bytes of the chunks of the .bin that `chunks` has checksums for, all but the last: whole ids."""
     chunks: list[str]
     """The xxh3_64 of each chunk of the .bin, 16 hexadecimal digits each, in order."""
     index_checksum: str
@@ -138,6 +138,8 @@ class Manifest:
                 raise _malformed(path, f"{name} is {getattr(self, name)}, not a positive number")
         if self.dtype not in ITEM_BYTES:
             raise _malformed(path, f"dtype is '{self.dtype}', no type of token ids")
+        if self.chunk_bytes % ITEM_BYTES[self.dtype] != 0:
+            raise _malformed(path, f"chunk_bytes is {self.chunk_bytes}, no whole number of {self.dtype} ids")
         chunks = -(-self.data_bytes // self.chunk_bytes)
         if len(self.chunks) != chunks:
             raise _malformed(path, f"{len(self.chunks)} checksums, but {self.tokens} tokens make {chunks} chunks")
@@ -154,6 +156,8 @@ def _digest(value: Any) -> str:
 
 
 def _malformed(path: str | Path, what: str) -> DataError:
+    # One line, whatever a damaged file has in its names.
+    what = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in what)
     return DataError(f"{path}: malformed manifest: {what}; restore it or rebuild the token file")
 
 

@@ -5,11 +5,12 @@ The readable form of what csrc/mixture.cpp does on the training path, and the or
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+import mindllm_engine._native as _native
 from mindllm_engine.data.permutation import permute
 
 Order = Literal["shuffled", "blocked", "chunked"]
@@ -45,6 +46,10 @@ class Block:
     def samples(self) -> int:
         """Samples in the block."""
         return sum(self.quotas)
+
+    def native(self) -> Any:
+        """The same as a `_native.BlockSpec`."""
+        return _native.BlockSpec(**vars(self) | {"order": getattr(_native.Order, self.order)})
 
 
 def locate_in_block(block: Block, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

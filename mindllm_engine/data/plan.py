@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+import mindllm_engine._native as _native
 from mindllm_engine.data.mixture import Block, locate_in_block
 from mindllm_engine.data.permutation import derive_key
 from mindllm_engine.data.plan_state import first_change, plan_state, state_hash
@@ -78,12 +79,14 @@ class Plan:
         # Where the next block's share of each source begins, by seq_len where samples are numbered by it.
         nexts: dict[int, list[int]] = {}
         epochs = [Fraction(0)] * len(sources)
+        tokens = 0
         for number, config in enumerate(blocks):
             where = f"data.blocks[{number}]"
             firsts = nexts.setdefault(self._seq_len(config) if packing == "best_fit" else 0, [0] * len(sources))
             block = self._lay_out(config, number, samples_needed, firsts)
             self.blocks.append(block)
-            if self.tokens_in(0, self.samples) >= MAX_TOKENS:
+            tokens += block.samples * block.seq_len
+            if tokens >= MAX_TOKENS:
                 raise ConfigError(f"{where}.tokens: the plan is beyond counting; shorten it")
             for source, quota in enumerate(block.quotas):
                 firsts[source] += quota * (block.seq_len if packing == "contiguous" else 1)
@@ -123,6 +126,12 @@ class Plan:
             source_ids[inside] = found
             starts[inside] = np.array(block.firsts, np.int64)[found] + indices * unit
         return source_ids, starts
+
+    def mixture(self) -> Any:
+        """The `_native.Mixture` of these blocks, which locates samples on the training path."""
+        return _native.Mixture(
+            [block.native() for block in self.blocks], len(self.sources), self.packing == "contiguous"
+        )
 
     def tokens_in(self, first_sample: int, count: int) -> int:
         """Tokens that `count` samples from `first_sample` on advance: blocks may differ in seq_len."""

@@ -147,6 +147,21 @@ def test_epochs_of_all_lengths_add_up() -> None:
         Plan(facts, blocks, SEQ_LEN, 1, 0, "best_fit")
 
 
+@pytest.mark.parametrize("order", ["shuffled", "blocked", "chunked"])
+def test_plans_of_an_exabyte_do_not_overflow(order: Any) -> None:
+    sources = [source("en_book", 1 << 58), source("zh_book", 1 << 57), source("en_web", (1 << 59) + 77)]
+    blocks = [BlockConfig(tokens=1 << 60, order=order), BlockConfig(tokens=(1 << 61) + 12_345, order=order)]
+    plan = make_plan(blocks, sources=sources)
+    assert plan.samples == (1 << 54) + (1 << 55) + 12_345 // 64
+    samples = np.array([0, 1, (1 << 54) - 1, 1 << 54, plan.samples - 1])
+    ids, starts = plan.locate(samples)
+    for sample, number, start in zip(samples.tolist(), ids.tolist(), starts.tolist(), strict=True):
+        block = plan.blocks[sample >= plan.blocks[1].first_sample]
+        assert block.firsts[number] <= start < block.firsts[number] + block.quotas[number] * 64
+        assert (start - block.firsts[number]) % 64 == 0
+    assert plan.tokens_in(0, plan.samples) == plan.samples * 64
+
+
 def test_shuffled_mixes_and_blocked_goes_by_category() -> None:
     names = [name for name, _ in named_order(make_plan([BlockConfig(tokens=100_000)]))]
     assert len(set(names[:32])) == 4

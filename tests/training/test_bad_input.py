@@ -170,7 +170,7 @@ def test_damaged_token_files(tmp_path: Path, damage: Callable[[Path], object], m
 
 @pytest.mark.parametrize("name", ["en", "en.heldout"])
 def test_token_beyond_the_vocabulary_names_the_document(tmp_path: Path, name: str) -> None:
-    config = write_config(tmp_path, train__steps=40)  # enough to meet every document
+    config = write_config(tmp_path, train__steps=100)  # more than an epoch
     edit(tmp_path / f"{name}.bin", lambda content: content.__setitem__(slice(40, 42), b"\xff\xff"))
     with pytest.raises(DataError, match=rf"{name}\.bin: token id 65535 at position \d+ of document \d+"):
         train_here(config)
