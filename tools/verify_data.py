@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, parse_arguments, run_tool
-from mindllm_engine.corpus.progress import ByteProgress
 from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.manifest import Manifest
 from mindllm_engine.data.verification import Verified, bytes_of, find_token_files, verify_token_files
 from mindllm_engine.errors import ConfigError

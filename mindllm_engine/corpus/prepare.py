@@ -8,11 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindllm_engine.corpus.atomic_files import exclusive_lock
 from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
 from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
 from mindllm_engine.corpus.tokenize import TokenizedSource, check_source_name, tokenize_source
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
+from mindllm_engine.data.atomic_files import exclusive_lock
 from mindllm_engine.errors import ConfigError
 
 DEFAULT_DATA_DIR = "../shared/data"

@@ -19,9 +19,7 @@ from pathlib import Path
 import orjson
 import xxhash
 
-from mindllm_engine.corpus.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.corpus.document_encoder import EncodedBatch, EncoderSettings, encode_in_order
-from mindllm_engine.corpus.progress import ByteProgress
 from mindllm_engine.corpus.readers import (
     BATCH_BYTES,
     BadRecords,
@@ -31,6 +29,8 @@ from mindllm_engine.corpus.readers import (
     read_raw_batches,
 )
 from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.data.atomic_files import exclusive_lock, file_hash, write_atomically
+from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import sentencepiece
 import xxhash
 
-from mindllm_engine.corpus.atomic_files import write_atomically
+from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import DataError
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2

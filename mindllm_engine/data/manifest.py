@@ -13,6 +13,7 @@ from typing import Any, Self, get_type_hints
 import orjson
 import xxhash
 
+import mindllm_engine._native as _native
 from mindllm_engine.data.file_errors import reading, writing
 from mindllm_engine.errors import DataError
 
@@ -82,6 +83,11 @@ class Manifest:
         path = with_suffix(prefix, ".json")
         with reading(path):
             content = path.read_bytes()
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str | Path) -> Self:
+        """A manifest from its text. Raises DataError, which names `path`, if it is malformed or damaged."""
         try:
             fields = orjson.loads(content)
         except orjson.JSONDecodeError as error:
@@ -99,7 +105,31 @@ class Manifest:
             )
         return manifest
 
-    def _check_values(self, path: Path) -> None:
+    def check_index(self, prefix: str | Path, reader: _native.TokenFileReader) -> None:
+        """Raise DataError if the index of `prefix` says otherwise."""
+        found = {"documents": reader.documents, "tokens": reader.tokens, "dtype": str(reader.dtype)}
+        for name, value in found.items():
+            expected = getattr(self, name)
+            if value != expected:
+                raise DataError(
+                    f"{prefix}.idx: {name}: {value}, but the manifest beside it says {expected}; the two are of "
+                    f"different files: restore or rebuild all three"
+                )
+
+    def check_use(self, prefix: str | Path, tokenizer_hash: str | None, vocab_size: int | None) -> None:
+        """Raise DataError if another tokenizer made the ids, or if a model's vocabulary is too small for them."""
+        if tokenizer_hash is not None and tokenizer_hash != self.tokenizer_hash:
+            raise DataError(
+                f"{prefix}: made with tokenizer {self.tokenizer_hash}, not {tokenizer_hash}; tokenize the text again, "
+                f"or give the tokenizer it was made with"
+            )
+        if vocab_size is not None and vocab_size < self.vocab_size:
+            raise DataError(
+                f"{prefix}: its tokenizer has {self.vocab_size} ids, the model's vocabulary only {vocab_size}; enlarge "
+                f"the model's vocabulary or use the tokenizer that belongs to it"
+            )
+
+    def _check_values(self, path: str | Path) -> None:
         for name in ("documents", "tokens", "text_bytes"):
             if getattr(self, name) < 0:
                 raise _malformed(path, f"{name} is {getattr(self, name)}, a negative number")
@@ -125,13 +155,13 @@ def _digest(value: Any) -> str:
     return xxhash.xxh3_64_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
-def _malformed(path: Path, what: str) -> DataError:
+def _malformed(path: str | Path, what: str) -> DataError:
     # One line, whatever a damaged file has in its names.
     what = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in what)
     return DataError(f"{path}: malformed manifest: {what}; restore it or rebuild the token file")
 
 
-def _check_fields(path: Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
+def _check_fields(path: str | Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
     if missing := types.keys() - fields.keys():
         raise _malformed(path, f"no {', '.join(sorted(missing))}")
     if unknown := fields.keys() - types.keys():

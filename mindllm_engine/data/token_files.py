@@ -45,13 +45,7 @@ class TokenFile:
         self.packings: dict[int, Any] = {}  # by seq_len; see data/stream.py
         with reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
-        for name, found in (("documents", self.documents), ("tokens", self.tokens), ("dtype", str(self.dtype))):
-            expected = getattr(self.manifest, name)
-            if found != expected:
-                raise DataError(
-                    f"{self.prefix}.idx: {name}: {found}, but the manifest beside it says {expected}; the two are of "
-                    f"different files: restore or rebuild all three"
-                )
+        self.manifest.check_index(self.prefix, self.reader)
 
     @property
     def documents(self) -> int:
@@ -94,16 +88,7 @@ class TokenFile:
 
     def check(self, tokenizer_hash: str | None = None, vocab_size: int | None = None) -> None:
         """Raise DataError if another tokenizer made the ids, or if a model's vocabulary is too small for them."""
-        if tokenizer_hash is not None and tokenizer_hash != self.manifest.tokenizer_hash:
-            raise DataError(
-                f"{self.prefix}: made with tokenizer {self.manifest.tokenizer_hash}, not {tokenizer_hash}; tokenize "
-                f"the text again, or give the tokenizer it was made with"
-            )
-        if vocab_size is not None and vocab_size < self.manifest.vocab_size:
-            raise DataError(
-                f"{self.prefix}: its tokenizer has {self.manifest.vocab_size} ids, the model's vocabulary only "
-                f"{vocab_size}; enlarge the model's vocabulary or use the tokenizer that belongs to it"
-            )
+        self.manifest.check_use(self.prefix, tokenizer_hash, vocab_size)
 
     def verify_ids(self, vocab_size: int) -> None:
         """Read every id; raise DataError for the first that is below 0 or not below `vocab_size`."""

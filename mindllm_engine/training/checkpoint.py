@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from mindllm_engine.corpus.atomic_files import file_hash
+from mindllm_engine.data.atomic_files import file_hash
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import AdamW

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from mindllm_engine.corpus.atomic_files import write_atomically
+from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import ConfigError, DataError
 
 METRICS_FILE = "metrics.jsonl"

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
-from mindllm_engine.corpus.atomic_files import write_atomically
 from mindllm_engine.corpus.prepare import prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.loader import Batch, Loader, heldout_batches
 from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.stream import packed_windows

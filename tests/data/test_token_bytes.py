@@ -125,4 +125,6 @@ def test_threads_share_a_folder_with_more_chunks_than_are_kept_open(tmp_path: Pa
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(os.listdir("/proc/self/fd")) < 100  # those of the chunks read before are closed
+    opened = {os.path.realpath(entry.path) for entry in os.scandir("/proc/self/fd")}
+    # The process may hold other files; of the 100 chunks, the 16 used last stay open.
+    assert 1 <= len([name for name in opened if name.startswith(str(tmp_path / "chunks"))]) <= 16

@@ -1,8 +1,10 @@
 """Files that appear complete or not at all, their hashes, and locks between processes."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises DataError if it cannot be written (no permission, a full disk).
     """
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -31,7 +33,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             staged.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """What the system said when `path` was written, as the user's error."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free some space, or write elsewhere, and run again" if full else "check its folder and its permissions"
+    return DataError(f"{path}: cannot be written: {error.strerror}; {remedy}")
 
 
 def file_hash(path: str | Path) -> str:
@@ -66,5 +75,5 @@ def _locked_file(path: Path, on_wait: Callable[[], None]) -> BinaryIO:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        raise DataError(f"{path}: cannot be locked: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be locked: {error.strerror}; check its folder and its permissions") from error
     return file

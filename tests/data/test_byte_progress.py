@@ -2,8 +2,8 @@
 
 import pytest
 
-from mindllm_engine.corpus import progress
-from mindllm_engine.corpus.progress import ByteProgress
+from mindllm_engine.data import byte_progress
+from mindllm_engine.data.byte_progress import ByteProgress
 
 
 def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,7 +11,7 @@ def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str], monkeypa
         quick.show(4_000_000)
     assert capsys.readouterr().err == ""
 
-    monkeypatch.setattr(progress, "_SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(byte_progress, "_SECONDS_A_LINE", 0.0)
     with ByteProgress("web", 4_000_000) as shown:
         shown.show(1_000_000)
     line = capsys.readouterr().err
