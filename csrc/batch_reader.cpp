@@ -3,13 +3,37 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 
 #include "errors.hpp"
+#include "vectorised.hpp"
 
 namespace mindllm {
+
+namespace {
+
+// Widens tokens to int64. False if an id is below 0 or at least `vocab_size`.
+template <typename Token>
+MINDLLM_VECTORISED bool widen(const unsigned char* from, int64_t count, int64_t vocab_size, int64_t* out) {
+    uint64_t beyond = 0;  // its highest bit is set by such an id
+    for (int64_t i = 0; i < count; ++i) {
+        out[i] = load<Token>(from + i * static_cast<int64_t>(sizeof(Token)));
+        const auto id = static_cast<uint64_t>(out[i]);
+        beyond |= id | (static_cast<uint64_t>(vocab_size - 1) - id);
+    }
+    return beyond >> 63 == 0;
+}
+
+MINDLLM_VECTORISED void count_up(int64_t* out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) out[i] = i;
+}
+
+MINDLLM_VECTORISED void fill(int64_t* out, int64_t count, int64_t value) {
+    for (int64_t i = 0; i < count; ++i) out[i] = value;
+}
+
+}  // namespace
 
 BatchReader::BatchReader(std::shared_ptr<const Mixture> mixture, std::vector<BatchSource> sources, int64_t vocab_size)
     : mixture_(std::move(mixture)), sources_(std::move(sources)), vocab_size_(vocab_size) {
@@ -38,6 +62,7 @@ int64_t BatchReader::read(const std::vector<int64_t>& samples, const BatchArrays
     }
     Progress done;
     for (const int64_t sample : samples) read_sample(sample, out, done);
+    for (const int64_t source : done.sources) sources_[static_cast<size_t>(source)].bytes->check_end();
     out.cu_seqlens[done.borders] = static_cast<int32_t>(done.tokens);
     return done.borders + 1;
 }
@@ -61,13 +86,13 @@ void BatchReader::read_sample(int64_t sample, const BatchArrays& out, Progress& 
     int64_t* targets = out.targets + first;
     std::copy_n(row.data(), seq_len, out.tokens + first);
     std::copy_n(row.data() + 1, seq_len, targets);
-    std::fill_n(out.source_ids + first, seq_len, address.source);
+    fill(out.source_ids + first, seq_len, address.source);
     // Each stretch is a document to itself, and so is the padding after the last.
     const auto open_document = [&](int64_t begin, int64_t end) {
         if (begin > 0) targets[begin - 1] = kIgnored;
         if (begin == seq_len) return;
         out.cu_seqlens[done.borders++] = static_cast<int32_t>(first + begin);
-        std::iota(out.positions + first + begin, out.positions + first + std::min(end, seq_len), int64_t{0});
+        count_up(out.positions + first + begin, std::min(end, seq_len) - begin);
     };
     int64_t filled = 0;
     for (const Stretch& stretch : stretches) {
@@ -79,23 +104,21 @@ void BatchReader::read_sample(int64_t sample, const BatchArrays& out, Progress& 
         std::fill(targets + filled, targets + seq_len, kIgnored);
     }
     done.tokens += seq_len;
+    if (std::find(done.sources.begin(), done.sources.end(), address.source) == done.sources.end()) {
+        done.sources.push_back(address.source);
+    }
 }
 
 void BatchReader::read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t* out) const {
     thread_local std::vector<unsigned char> bytes;
     with_token_type(source.type.type, [&](auto zero) {
         using Token = decltype(zero);
+        const auto size = static_cast<int64_t>(sizeof(Token));
+        for (const Stretch& stretch : stretches) source.bytes->prefetch(stretch.start * size, stretch.count * size);
         for (const Stretch& stretch : stretches) {
-            const auto size = static_cast<int64_t>(sizeof(Token));
             bytes.resize(static_cast<size_t>(stretch.count * size));
             source.bytes->read(stretch.start * size, stretch.count * size, bytes.data());
-            uint64_t beyond = 0;  // its highest bit is set by an id below 0 or at least vocab_size_
-            for (int64_t i = 0; i < stretch.count; ++i) {
-                out[i] = load<Token>(bytes.data() + i * size);
-                const auto id = static_cast<uint64_t>(out[i]);
-                beyond |= id | (static_cast<uint64_t>(vocab_size_ - 1) - id);
-            }
-            if (beyond >> 63 != 0) refuse_id(source, stretch, out);
+            if (!widen<Token>(bytes.data(), stretch.count, vocab_size_, out)) refuse_id(source, stretch, out);
             out += stretch.count;
         }
     });

@@ -56,9 +56,11 @@ class BatchReader {
 
   private:
     const BatchSource& source(int64_t id) const { return sources_[static_cast<size_t>(id)]; }
-    // A part of a batch: the samples written so far take `tokens` of its places and `borders` numbers of cu_seqlens.
+    // A part of a batch: the samples written so far take `tokens` of its places and `borders` numbers of cu_seqlens, and
+    // come from `sources`.
     struct Progress {
         int64_t tokens = 0, borders = 0;
+        std::vector<int64_t> sources;
     };
     void read_sample(int64_t sample, const BatchArrays& out, Progress& done) const;
     void read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t* out) const;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "errors.hpp"
 #include "token_format.hpp"
@@ -18,8 +19,8 @@ std::string text(int64_t number) { return std::to_string(number); }
 
 }  // namespace
 
-DocumentIndex::DocumentIndex(const TokenFileReader& reader, int64_t group)
-    : index_(reader.prefix() + ".idx"),
+DocumentIndex::DocumentIndex(std::string path, const TokenFileReader& reader, int64_t group)
+    : index_(std::move(path)),
       group_(group),
       sequences_(reader.sequences()),
       documents_(reader.documents()),
@@ -30,7 +31,7 @@ DocumentIndex::DocumentIndex(const TokenFileReader& reader, int64_t group)
     const int64_t at_once = std::max<int64_t>(1, kAtOnce / group_) * group_;
     for (int64_t first = 0; first < documents_; first += at_once) {
         const int64_t count = std::min(at_once, documents_ - first);
-        read_lengths(first, count, lengths);
+        read_lengths(&LocalBytes::read_in_order, first, count, lengths);
         for (int64_t i = 0; i < count; ++i) {
             if (i % group_ == 0) borders_.push_back(tokens);
             if (__builtin_add_overflow(tokens, lengths[static_cast<size_t>(i)], &tokens)) refuse("beyond counting");
@@ -45,24 +46,27 @@ DocumentIndex::DocumentIndex(const TokenFileReader& reader, int64_t group)
 void DocumentIndex::read_starts(int64_t group, std::vector<int64_t>& starts) const {
     thread_local std::vector<int64_t> lengths;
     const int64_t first = first_document(group), count = std::min(group_, documents_ - first);
-    read_lengths(first, count, lengths);
+    read_lengths(&LocalBytes::read, first, count, lengths);
     starts.resize(static_cast<size_t>(count) + 1);
     starts[0] = border(group);
     std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
     for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[0];
-    if (starts.back() != border(group + 1)) refuse("it has changed since it was opened");
+    if (starts.back() != border(group + 1)) {
+        index_.check_end();
+        refuse("it has changed since it was opened");
+    }
 }
 
 // The tokens of documents [first, first + count).
-void DocumentIndex::read_lengths(int64_t first, int64_t count, std::vector<int64_t>& lengths) const {
-    if (one_sequence_each_) return read_lengths_of_sequences(first, count, lengths);
+void DocumentIndex::read_lengths(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const {
+    if (one_sequence_each_) return read_lengths_of_sequences(read, first, count, lengths);
     std::vector<int64_t> sequences, parts;
-    read_first_sequences(first, count + 1, sequences);
+    read_first_sequences(read, first, count + 1, sequences);
     lengths.assign(static_cast<size_t>(count), 0);
     for (int64_t document = 0; document < count; ++document) {
         const auto at = static_cast<size_t>(document);
         for (int64_t from = sequences[at]; from < sequences[at + 1]; from += kAtOnce) {
-            read_lengths_of_sequences(from, std::min(kAtOnce, sequences[at + 1] - from), parts);
+            read_lengths_of_sequences(read, from, std::min(kAtOnce, sequences[at + 1] - from), parts);
             for (const int64_t part : parts) {
                 if (__builtin_add_overflow(lengths[at], part, &lengths[at])) refuse("beyond counting");
             }
@@ -70,10 +74,11 @@ void DocumentIndex::read_lengths(int64_t first, int64_t count, std::vector<int64
     }
 }
 
-void DocumentIndex::read_lengths_of_sequences(int64_t first, int64_t count, std::vector<int64_t>& lengths) const {
+void DocumentIndex::read_lengths_of_sequences(Read read, int64_t first, int64_t count,
+                                              std::vector<int64_t>& lengths) const {
     thread_local std::vector<int32_t> stored;
     stored.resize(static_cast<size_t>(count));
-    index_.read(static_cast<int64_t>(kIndexHeaderBytes) + 4 * first, 4 * count, stored.data());
+    (index_.*read)(static_cast<int64_t>(kIndexHeaderBytes) + 4 * first, 4 * count, stored.data());
     lengths.assign(stored.begin(), stored.end());
     int32_t all = 0;
     for (const int32_t length : stored) all |= length;
@@ -81,9 +86,9 @@ void DocumentIndex::read_lengths_of_sequences(int64_t first, int64_t count, std:
 }
 
 // The first sequences of documents [first, first + count), where document `documents_` is the end of all.
-void DocumentIndex::read_first_sequences(int64_t first, int64_t count, std::vector<int64_t>& out) const {
+void DocumentIndex::read_first_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& out) const {
     out.resize(static_cast<size_t>(count));
-    index_.read(static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * first, 8 * count, out.data());
+    (index_.*read)(static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * first, 8 * count, out.data());
     int64_t previous = 0;
     for (const int64_t sequence : out) {
         if (sequence < previous || sequence > sequences_) refuse("a document from " + text(first) + " on starts wrong");
@@ -96,7 +101,7 @@ bool DocumentIndex::has_one_sequence_each() const {
     std::vector<int64_t> sequences;
     for (int64_t first = 0; first < documents_; first += kAtOnce) {
         const int64_t count = std::min(kAtOnce, documents_ - first);
-        read_first_sequences(first, count, sequences);
+        read_first_sequences(&LocalBytes::read_in_order, first, count, sequences);
         int64_t differences = 0;
         for (int64_t i = 0; i < count; ++i) differences |= sequences[static_cast<size_t>(i)] ^ (first + i);
         if (differences != 0) return false;

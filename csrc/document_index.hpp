@@ -1,4 +1,4 @@
-// The lengths of a token file's documents, read from its .idx as needed: nothing is mapped, and only borders are kept.
+// The lengths of a token file's documents, read from its .idx as needed: only borders are kept.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@
 
 namespace mindllm {
 
-// Groups of `group` neighbouring documents, of which it knows the borders, and reads the rest when it is asked. Reads
-// with pread, so a file that is cut short or lost while it is read is an error and not the death of the process.
-// Immutable and thread-safe.
+// Groups of `group` neighbouring documents, of which it knows the borders, and reads the rest when it is asked. Immutable
+// and thread-safe.
 class DocumentIndex {
   public:
-    // Reads the index once, from its beginning to its end. FormatError if it is damaged.
-    DocumentIndex(const TokenFileReader& reader, int64_t group);
+    // Reads the .idx at `path`, of the file that `reader` has open, once from its beginning to its end. FormatError if it
+    // is damaged.
+    DocumentIndex(std::string path, const TokenFileReader& reader, int64_t group);
 
     int64_t documents() const { return documents_; }
     int64_t tokens() const { return borders_.back(); }
@@ -33,9 +33,12 @@ class DocumentIndex {
     void read_starts(int64_t group, std::vector<int64_t>& starts) const;
 
   private:
-    void read_lengths(int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
-    void read_lengths_of_sequences(int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
-    void read_first_sequences(int64_t first, int64_t count, std::vector<int64_t>& out) const;
+    // How LocalBytes reads: for a group here and there, or for all of them one after the other.
+    using Read = void (LocalBytes::*)(int64_t offset, int64_t bytes, void* out) const;
+
+    void read_lengths(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
+    void read_lengths_of_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
+    void read_first_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& out) const;
     bool has_one_sequence_each() const;
     [[noreturn]] void refuse(const std::string& what) const;
 

@@ -2,7 +2,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
@@ -19,6 +21,7 @@ namespace mindllm {
 namespace {
 
 namespace py = pybind11;
+using Path = std::filesystem::path;
 using Int64Array = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
@@ -152,14 +155,14 @@ std::unique_ptr<PendingBatch> submit(ReadAhead& ahead, const Int64Array& samples
     return std::make_unique<PendingBatch>(ahead.submit(to_vector(samples), out), std::move(arrays));
 }
 
-using SourceTuple = std::tuple<std::shared_ptr<TokenFileReader>, std::shared_ptr<TokenBytes>,
-                               std::shared_ptr<SampleSource>>;
+using SourceTuple =
+    std::tuple<std::string, std::shared_ptr<TokenFileReader>, std::shared_ptr<TokenBytes>, std::shared_ptr<SampleSource>>;
 
 std::shared_ptr<BatchReader> make_batch_reader(std::shared_ptr<Mixture> mixture,
                                                const std::vector<SourceTuple>& sources, int64_t vocab_size) {
     std::vector<BatchSource> batch_sources;
-    for (const auto& [reader, bytes, samples] : sources) {
-        batch_sources.push_back({reader->prefix(), reader->type(), bytes, samples});
+    for (const auto& [prefix, reader, bytes, samples] : sources) {
+        batch_sources.push_back({prefix, reader->type(), bytes, samples});
     }
     return std::make_shared<BatchReader>(std::move(mixture), std::move(batch_sources), vocab_size);
 }
@@ -198,19 +201,20 @@ void bind_batches(py::module_& module) {
         .def_property_readonly("addressing_bytes", &SampleSource::addressing_bytes, "Memory held to find samples.");
     py::class_<ContiguousSource, SampleSource, std::shared_ptr<ContiguousSource>>(
         module, "ContiguousSource", "A source as an endless stream of epochs, the documents of each in another order.")
-        .def(py::init([](const TokenFileReader& reader, uint64_t key) {
-                 auto index = std::make_shared<DocumentIndex>(reader, ContiguousSource::kGroup);
+        .def(py::init([](const Path& index_path, const TokenFileReader& reader, uint64_t key) {
+                 auto index =
+                     std::make_shared<DocumentIndex>(index_path.string(), reader, ContiguousSource::kGroup);
                  return std::make_shared<ContiguousSource>(std::move(index), key);
              }),
-             py::arg("reader"), py::arg("key"), NoGil(),
+             py::arg("index_path"), py::arg("reader"), py::arg("key"), NoGil(),
              "Positions are tokens of the stream; `key` names the orders. ValueError for a damaged or empty index.");
     py::class_<PackedWindows, std::shared_ptr<PackedWindows>>(
         module, "PackedWindows", "The documents of a source packed best fit into samples of seq_len + 1 tokens.")
-        .def(py::init([](const TokenFileReader& reader, int64_t seq_len) {
-                 auto index = std::make_shared<DocumentIndex>(reader, PackedWindows::kWindow);
+        .def(py::init([](const Path& index_path, const TokenFileReader& reader, int64_t seq_len) {
+                 auto index = std::make_shared<DocumentIndex>(index_path.string(), reader, PackedWindows::kWindow);
                  return std::make_shared<PackedWindows>(std::move(index), seq_len);
              }),
-             py::arg("reader"), py::arg("seq_len"), NoGil(),
+             py::arg("index_path"), py::arg("reader"), py::arg("seq_len"), NoGil(),
              "Counts the samples: O(documents). ValueError for a damaged index.")
         .def_property_readonly("samples", &PackedWindows::samples, "Samples in an epoch.");
     py::class_<BestFitSource, SampleSource, std::shared_ptr<BestFitSource>>(module, "BestFitSource",
@@ -224,7 +228,8 @@ void bind_batches(py::module_& module) {
     py::class_<BatchReader, std::shared_ptr<BatchReader>>(module, "BatchReader",
                                                           "Micro-batches of a plan's samples. Thread-safe.")
         .def(py::init(&make_batch_reader), py::arg("mixture"), py::arg("sources"), py::arg("vocab_size"),
-             "`sources`: (TokenFileReader, TokenBytes, SampleSource) of each, in the order that gives them their ids.")
+             "`sources`: (prefix, TokenFileReader, TokenBytes, SampleSource) of each, in the order that gives them their ids;\n"
+             "None for the samples of one that no block reads.")
         .def(
             "count_tokens",
             [](const BatchReader& reader, const Int64Array& samples) {

@@ -1,22 +1,30 @@
-// pread with all its cases, from a file and from a folder of chunks.
+// A mapped file behind a guard, and pread from a folder of chunks, each with all that can go wrong.
 #include "token_bytes.hpp"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 
+#include "bus_guard.hpp"
 #include "errors.hpp"
 
 namespace mindllm {
 
 namespace {
 
+constexpr int64_t kCacheLine = 64;
 constexpr size_t kOpenChunks = 16;  // of each source; enough for the threads of one micro-batch
 
 std::string text(int64_t number) { return std::to_string(number); }
+
+[[noreturn]] void refuse_end(const std::string& path, int64_t end, int64_t missing) {
+    throw FormatError(path, "cut short while it was read: it ends at byte " + text(end) + ", " + text(missing) +
+                                " bytes before the end of what its index names");
+}
 
 }  // namespace
 
@@ -35,10 +43,7 @@ void ReadDescriptor::read(int64_t offset, int64_t bytes, void* out, const std::s
             if (errno == EINTR) continue;
             throw IoError(errno, path);
         }
-        if (got == 0) {
-            throw FormatError(path, "cut short while it was read: it ends at byte " + text(offset) + ", " +
-                                        text(bytes) + " bytes before the end of what its index names");
-        }
+        if (got == 0) refuse_end(path, offset, bytes);
         target += got;
         offset += got;
         bytes -= got;
@@ -62,11 +67,40 @@ LocalBytes::LocalBytes(std::string path) : TokenBytes(std::move(path)), file_(pa
     const struct stat status = file_.status(path_);
     if (!S_ISREG(status.st_mode)) throw FormatError(path_, "not a regular file");
     bytes_ = status.st_size;
+    if (bytes_ == 0) return;
+    void* address = ::mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ, MAP_SHARED, file_.number(), 0);
+    if (address == MAP_FAILED) throw IoError(errno, path_);
+    // Samples lie here and there: what is around one would be read from the disk for nothing.
+    ::madvise(address, static_cast<size_t>(bytes_), MADV_RANDOM);
+    map_ = static_cast<const unsigned char*>(address);
+    install_bus_guard();
+}
+
+LocalBytes::~LocalBytes() {
+    if (map_ != nullptr) ::munmap(const_cast<unsigned char*>(map_), static_cast<size_t>(bytes_));
 }
 
 void LocalBytes::read(int64_t offset, int64_t bytes, void* out) const {
     require_range(offset, bytes);
+    if (bytes == 0 || copy_guarded(out, map_ + offset, static_cast<size_t>(bytes))) return;
+    check_end();
+    throw IoError(EIO, path_);
+}
+
+void LocalBytes::read_in_order(int64_t offset, int64_t bytes, void* out) const {
+    require_range(offset, bytes);
     file_.read(offset, bytes, out, path_);
+}
+
+void LocalBytes::prefetch(int64_t offset, int64_t bytes) const {
+    require_range(offset, bytes);
+    for (int64_t line = 0; line < bytes; line += kCacheLine) __builtin_prefetch(map_ + offset + line);
+}
+
+// Within the last page of a file there is no fault: what was beyond its end reads as zeros.
+void LocalBytes::check_end() const {
+    const int64_t end = file_.status(path_).st_size;
+    if (end < bytes_) refuse_end(path_, end, bytes_ - end);
 }
 
 ChunkFolderBytes::ChunkFolderBytes(std::string folder, int64_t chunk_bytes, int64_t total_bytes)

@@ -1,5 +1,5 @@
-// The bytes of a .bin on the training path: read by pread, so that a file cut short while it is read is an error and
-// no SIGBUS, from the file itself or from a folder that holds some of its chunks (mindllm_engine/data/remote.py).
+// The bytes of a .bin or .idx on the training path, from the file itself or from a folder that holds some of its chunks
+// (mindllm_engine/data/remote.py). A file that is cut short while it is read is an error, and not the end of the process.
 #pragma once
 
 #include <sys/stat.h>
@@ -24,6 +24,7 @@ class ReadDescriptor {
     // `path` is for the errors: IoError, or FormatError if the file ends before `offset + bytes`.
     void read(int64_t offset, int64_t bytes, void* out, const std::string& path) const;
     struct stat status(const std::string& path) const;
+    int number() const { return descriptor_; }
 
   private:
     int descriptor_ = -1;
@@ -40,6 +41,12 @@ class TokenBytes {
     // FormatError for a file that has been cut short, IoError, and what the kind of source adds.
     virtual void read(int64_t offset, int64_t bytes, void* out) const = 0;
 
+    // Starts to bring a range that will be read soon into the cache of the processor, where that is possible.
+    virtual void prefetch(int64_t, int64_t) const {}
+
+    // Throws FormatError if what has been read may have been beyond the end of a file cut short meanwhile.
+    virtual void check_end() const {}
+
     int64_t bytes() const { return bytes_; }
     const std::string& path() const { return path_; }
 
@@ -51,14 +58,22 @@ class TokenBytes {
     int64_t bytes_;
 };
 
-// A file. Opening throws IoError, or FormatError if it is no regular file.
+// A file, mapped, so that what a sample is made of can be on its way from memory all at once; pread would wait for one
+// piece after the other.
+// Opening throws IoError, or FormatError if it is no regular file.
 class LocalBytes : public TokenBytes {
   public:
     explicit LocalBytes(std::string path);
+    ~LocalBytes() override;
     void read(int64_t offset, int64_t bytes, void* out) const override;
+    void prefetch(int64_t offset, int64_t bytes) const override;
+    void check_end() const override;
+    // As `read`, by pread: for large ranges one after the other, which the system then reads ahead of need.
+    void read_in_order(int64_t offset, int64_t bytes, void* out) const;
 
   private:
     const ReadDescriptor file_;
+    const unsigned char* map_ = nullptr;
 };
 
 // The chunks `<folder>/0`, `<folder>/1`, ... of `chunk_bytes` each (the last may be shorter), of which any may be absent

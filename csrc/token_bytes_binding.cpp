@@ -24,6 +24,7 @@ py::bytes read(const TokenBytes& source, int64_t offset, int64_t bytes) {
     char* target = PyBytes_AS_STRING(content.ptr());
     const py::gil_scoped_release release;
     source.read(offset, bytes, target);
+    source.check_end();
     return content;
 }
 
@@ -32,7 +33,7 @@ py::bytes read(const TokenBytes& source, int64_t offset, int64_t bytes) {
 void bind_token_bytes(py::module_& module) {
     py::class_<TokenBytes, std::shared_ptr<TokenBytes>>(
         module, "TokenBytes",
-        "The bytes of a .bin, read by pread. Thread-safe.\n\n"
+        "The bytes of a .bin or .idx. Thread-safe.\n\n"
         "Reading raises IndexError for a range that is not inside, ValueError for a file cut short, OSError.")
         .def("read", &read, py::arg("offset"), py::arg("bytes"), "Copy a range of bytes.")
         .def_property_readonly("bytes", &TokenBytes::bytes, "How many there are.")

@@ -6,8 +6,7 @@ of need, gives them memory that the GPU can copy from, and makes one line of wha
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from torch import Tensor
 import mindllm_engine._native as _native
 from mindllm_engine.data.file_errors import reading
 from mindllm_engine.data.plan import Plan
+from mindllm_engine.data.prepared_reads import PreparedReads, how_to_prepare
+from mindllm_engine.data.remote import Source
 from mindllm_engine.data.stream import open_samples
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.kernels.attention import remember_offsets
@@ -96,27 +97,28 @@ class Loader:
     Args:
         files: the sources in the order of the plan's.
         vocab_size: every id read must be below it.
-        verify: check each chunk of the data against its manifest's checksum before the first of its tokens is used.
+        verify: check each chunk of local data against its manifest's checksum before the first of its tokens is used.
+            Chunks of remote data are always checked, when they arrive.
 
     Raises:
         DataError: an index is damaged.
     """
 
     def __init__(
-        self, plan: Plan, files: list[TokenFile], vocab_size: int, rank: int, world_size: int, verify: bool = False
+        self, plan: Plan, files: Sequence[Source], vocab_size: int, rank: int, world_size: int, verify: bool = False
     ) -> None:
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
         self._sources = open_samples(plan, files)
-        with reading(files[0].prefix):
-            parts = [
-                (file.reader, _native.LocalBytes(f"{file.prefix}.bin"), source)
-                for file, source in zip(files, self._sources, strict=True)
-            ]
-            self._reader = _native.BatchReader(plan.mixture(), parts, vocab_size)
-        self._native_ahead = _native.ReadAhead(self._reader, READ_THREADS)
-        self._guard = ChunkGuard(files) if verify else None
+        parts = [
+            (str(file.prefix), file.reader, file.bytes, samples)
+            for file, samples in zip(files, self._sources, strict=True)
+        ]
+        self._reader = _native.BatchReader(plan.mixture(), parts, vocab_size)
+        self._ahead = _native.ReadAhead(self._reader, READ_THREADS)
+        require = [how_to_prepare(file, verify) for file in files]
+        self._prepared = PreparedReads(self._reader, require, READ_THREADS) if any(require) else None
         self._pending: deque[PendingBatch] = deque()
 
     def addressing_bytes(self) -> int:
@@ -153,41 +155,15 @@ class Loader:
 
     def _begin(self, samples: NDArray[np.int64]) -> PendingBatch:
         batch = PendingBatch(samples, self._reader.count_tokens(samples))
-        if self._guard is None:
-            batch.wait = self._native_ahead.submit(samples, *batch.arrays()).wait
+        if self._prepared is None:
+            batch.wait = self._ahead.submit(samples, *batch.arrays()).wait
         else:
-            batch.wait = self._guard.submit(self._reader, batch).result
+            batch.wait = self._prepared.submit(samples, batch.arrays()).result
         return batch
 
     def _finish(self, batch: PendingBatch) -> Batch:
         with reading(Path("a token file")):
             return batch.batch()
-
-
-class ChunkGuard:
-    """Reads batches by threads that check each chunk of the data before the first of its tokens is used."""
-
-    def __init__(self, files: list[TokenFile]) -> None:
-        self.files = files
-        self._checked: list[set[int]] = [set() for _ in files]
-        self._threads = ThreadPoolExecutor(READ_THREADS, "verified read")
-
-    def submit(self, reader: Any, batch: PendingBatch) -> Future[int]:
-        """Fill the batch as `BatchReader.read` does, later."""
-        return self._threads.submit(self._read, reader, batch.samples, batch.arrays())
-
-    def _read(self, reader: Any, samples: NDArray[np.int64], arrays: tuple[NDArray[Any], ...]) -> int:
-        for sample in samples.tolist():
-            source, stretches = reader.find(sample)
-            for _, _, start, count in stretches.tolist():
-                self._check(source, self.files[source].chunks_of(start, count))
-        return reader.read(samples, *arrays)
-
-    def _check(self, source: int, chunks: range) -> None:
-        for chunk in chunks:
-            if chunk not in self._checked[source]:
-                self.files[source].verify_chunk(chunk)
-                self._checked[source].add(chunk)
 
 
 def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids: NDArray[np.int64]) -> Batch:

@@ -148,6 +148,7 @@ class RemoteTokenFile:
     Attributes:
         prefix: its URL, without the ending.
         manifest: the manifest as it was on opening.
+        index_path: where the index lies in the cache.
         reader: the index, for documents and their places. It knows no tokens: never read tokens by it.
         chunks: the cache of its data.
         bytes: the data, for the native code; reading a chunk that is not here raises MissingChunkError.
@@ -156,10 +157,12 @@ class RemoteTokenFile:
     def __init__(self, url: str, cache: CacheFolder) -> None:
         """Fetch the manifest, and the index unless it is in the cache. Raises DataError."""
         self.prefix = url
+        self._cache = cache
         self.manifest, _ = fetch_manifest(url)
         self.chunks = ChunkCache(url, self.manifest, cache)
-        index = fetch_index(url, self.manifest, self.chunks.folder)
-        self.reader = _open_index(index, self.manifest.data_bytes)
+        self.packings: dict[int, Any] = {}  # by seq_len; see data/stream.py
+        self.index_path = fetch_index(url, self.manifest, self.chunks.folder)
+        self.reader = _open_index(self.index_path, self.manifest.data_bytes)
         self.manifest.check_index(url, self.reader)
         self.bytes = _native.ChunkFolderBytes(self.chunks.folder, self.manifest.chunk_bytes, self.manifest.data_bytes)
 
@@ -186,6 +189,10 @@ class RemoteTokenFile:
     def check(self, tokenizer_hash: str | None = None, vocab_size: int | None = None) -> None:
         """Raise DataError if another tokenizer made the ids, or if a model's vocabulary is too small for them."""
         self.manifest.check_use(self.prefix, tokenizer_hash, vocab_size)
+
+    def whole(self) -> TokenFile:
+        """The source as a local file, fetched once a node. Raises DataError."""
+        return fetch_whole(self.prefix, self._cache)
 
     def require(self, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
         """Fetch what these ranges of the stream need and is not here.
@@ -228,6 +235,10 @@ class RemoteTokenFile:
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             out[done : done + count] = np.frombuffer(self.bytes.read(start * item, count * item), self.dtype)
             done += count
+
+
+Source = TokenFile | RemoteTokenFile
+"""What samples are read from: both have prefix, manifest, index_path, reader, bytes, packings, tokens and documents."""
 
 
 def fetch_manifest(url: str) -> tuple[Manifest, bytes]:

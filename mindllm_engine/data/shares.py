@@ -13,8 +13,8 @@ from fractions import Fraction
 
 import xxhash
 
-from mindllm_engine.data.mixture import Order
 from mindllm_engine.data.manifest import Manifest
+from mindllm_engine.data.mixture import Order
 from mindllm_engine.errors import ConfigError
 
 MAX_TOKENS = 1 << 62

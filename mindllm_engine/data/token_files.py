@@ -10,6 +10,7 @@ rather than through the map: a file that is cut short or overwritten meanwhile i
 import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ class TokenFile:
         with reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
         self.manifest.check_index(self.prefix, self.reader)
+
+    @property
+    def index_path(self) -> Path:
+        """Where the index lies."""
+        return with_suffix(self.prefix, ".idx")
+
+    @cached_property
+    def bytes(self) -> Any:
+        """The data, for the native code: `_native.TokenBytes`. Raises DataError if it cannot be opened."""
+        with reading(self.prefix):
+            return _native.LocalBytes(with_suffix(self.prefix, ".bin"))
 
     @property
     def documents(self) -> int:

@@ -115,11 +115,12 @@ def continue_prompts(model: MindLLM | GPTNeo, tokenizer: Tokenizer, prompts: lis
 
 def make_rows(data: Data, vocab_size: int, before: dict[str, Any], after: dict[str, Any]) -> list[ReportRow]:
     """The table: one row for each source with held-out text, each language, and everything."""
-    unigram, bigram = UnigramModel(data.sources, vocab_size), BigramModel(data.sources, vocab_size)
+    sources = [source if isinstance(source, TokenFile) else source.whole() for source in data.sources]
+    unigram, bigram = UnigramModel(sources, vocab_size), BigramModel(sources, vocab_size)
     rows: list[ReportRow] = []
     targets: list[int] = []
     texts: list[bytes] = []
-    for name, source, heldout in zip(data.names, data.sources, data.heldout, strict=True):
+    for name, source, heldout in zip(data.names, sources, data.heldout, strict=True):
         if heldout is None or f"heldout_bpb/{name}" not in after or f"heldout_bpb/{name}" not in before:
             continue
         text_bytes = heldout.manifest.text_bytes

@@ -44,11 +44,17 @@ class DataConfig:
     """How documents become samples: `contiguous` cuts the stream of documents; `best_fit` packs whole documents and
     cuts only those longer than a sample."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them)."""
+    """Name -> prefix of `.bin`, `.idx` and `.json` (as `tools/tokenize_corpus.py` writes them): a path, or a URL
+    such as s3://bucket/corpus/en_web (needs the extra `[remote]`)."""
     heldout: dict[str, str] = field(default_factory=dict)
     """Name of a source -> prefix of its held-out documents."""
     verify: bool = False
-    """Check each chunk of a token file against its manifest before it is used for the first time in this run."""
+    """Check each chunk of a local token file against its manifest before it is used for the first time in this run
+    (those of remote files are always checked)."""
+    cache: str | None = None
+    """Folder for what is read from remote sources; all processes of a node share it."""
+    cache_bytes: int | None = None
+    """What the chunks in it may take: those used longest ago are deleted. Empty for no limit."""
     tokenizer: str | None = None
     """The SentencePiece model the token files were made with; checked against them."""
 

@@ -14,8 +14,10 @@ from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.prepare import prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.data.cache_folder import CacheFolder
 from mindllm_engine.data.loader import Batch, Loader, heldout_batches
 from mindllm_engine.data.plan import Plan, SourceFacts
+from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
@@ -48,7 +50,7 @@ class Data:
         tokenizer: None where the configuration names none.
     """
 
-    sources: list[TokenFile]
+    sources: list[Source]
     heldout: list[TokenFile | None]
     plan: Plan
     tokenizer: Tokenizer | None
@@ -100,8 +102,9 @@ def open_data(config: RunConfig) -> Data:
         raise ConfigError(
             f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer_path}"
         )
-    sources = {name: TokenFile(prefix) for name, prefix in prefixes.items()}
-    heldout = [TokenFile(heldout_prefixes[name]) if name in heldout_prefixes else None for name in prefixes]
+    cache = cache_of(config)
+    sources = {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
+    heldout = [open_whole(heldout_prefixes[name], cache) if name in heldout_prefixes else None for name in prefixes]
     files = list(sources.values())
     for file in (*files, *heldout):
         if file is not None:
@@ -109,7 +112,12 @@ def open_data(config: RunConfig) -> Data:
     return Data(files, heldout, make_plan(config, sources), tokenizer)
 
 
-def make_plan(config: RunConfig, sources: dict[str, TokenFile]) -> Plan:
+def cache_of(config: RunConfig) -> CacheFolder | None:
+    """Where chunks of remote sources are kept; None where the configuration names no folder."""
+    return CacheFolder(config.data.cache, config.data.cache_bytes) if config.data.cache else None
+
+
+def make_plan(config: RunConfig, sources: dict[str, Source]) -> Plan:
     """The plan of a run over its sources by name.
 
     Raises:

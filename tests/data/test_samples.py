@@ -16,12 +16,24 @@ SEQ_LEN = 16
 GROUP = 512
 
 
-def write(prefix: Path, lengths: list[int]) -> Any:
+def write(prefix: Path, lengths: list[int]) -> Path:
     """A token file whose tokens count up from 0, so that a token tells where it stands."""
     writer = _native.TokenFileWriter(prefix, "int32")
     writer.append_many(np.arange(sum(lengths), dtype=np.int32), np.array(lengths, np.int64))
     writer.finalize()
-    return _native.TokenFileReader(prefix, thorough=False)
+    return prefix
+
+
+def opened(prefix: Path) -> tuple[Path, Any]:
+    return Path(f"{prefix}.idx"), _native.TokenFileReader(prefix, thorough=False)
+
+
+def contiguous(prefix: Path, key: int) -> Any:
+    return _native.ContiguousSource(*opened(prefix), key)
+
+
+def packed(prefix: Path, seq_len: int) -> Any:
+    return _native.PackedWindows(*opened(prefix), seq_len)
 
 
 def random_lengths(count: int, seed: int, longest: int = 40) -> list[int]:
@@ -63,7 +75,7 @@ def documents_of_stream(source: Any, lengths: list[int], tokens: int) -> list[in
 @pytest.mark.parametrize("count", [1, 7, GROUP, 3 * GROUP + 5])
 def test_each_epoch_has_each_document_once(tmp_path: Path, count: int) -> None:
     lengths = [17, *random_lengths(count - 1, seed=count)]
-    source = _native.ContiguousSource(write(tmp_path / "a", lengths), key=9)
+    source = contiguous(write(tmp_path / "a", lengths), key=9)
     epochs = 4
     order = documents_of_stream(source, lengths, epochs * sum(lengths))
     filled = [document for document, length in enumerate(lengths) if length]
@@ -80,19 +92,19 @@ def test_each_epoch_has_each_document_once(tmp_path: Path, count: int) -> None:
 
 def test_samples_do_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
     lengths = random_lengths(2000, seed=2)
-    reader = write(tmp_path / "a", lengths)
+    file = write(tmp_path / "a", lengths)
     positions = np.random.default_rng(3).integers(0, 100 * sum(lengths), 300).tolist()  # more epochs than are kept
-    source = _native.ContiguousSource(reader, key=1)
+    source = contiguous(file, key=1)
     found = [source.find(position, SEQ_LEN).tolist() for position in positions]
-    again = _native.ContiguousSource(reader, key=1)
+    again = contiguous(file, key=1)
     assert [again.find(position, SEQ_LEN).tolist() for position in reversed(positions)] == found[::-1]
-    other = _native.ContiguousSource(reader, key=2)
+    other = contiguous(file, key=2)
     assert [other.find(position, SEQ_LEN).tolist() for position in positions] != found
 
 
 def test_a_sample_may_be_longer_than_its_source(tmp_path: Path) -> None:
     lengths = [3, 0, 2, 2]
-    source = _native.ContiguousSource(write(tmp_path / "a", lengths), key=1)
+    source = contiguous(write(tmp_path / "a", lengths), key=1)
     found = ranges(source.find(10, 70), lengths)
     assert sum(count for _, _, count in found) == 71
     assert Counter(document for document, _, count in found if count == lengths[document])[0] >= 9
@@ -106,7 +118,7 @@ def predictions(found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 3 * SEQ_LEN + 4), min_size=1, max_size=60))
 def test_packed_samples_predict_each_token_once_an_epoch(tmp_path: Path, lengths: list[int]) -> None:
-    packing = _native.PackedWindows(write(tmp_path / "a", lengths), SEQ_LEN)
+    packing = packed(write(tmp_path / "a", lengths), SEQ_LEN)
     assert (packing.samples == 0) == (sum(lengths) == 0)
     if packing.samples == 0:
         return
@@ -126,7 +138,7 @@ def test_packed_samples_predict_each_token_once_an_epoch(tmp_path: Path, lengths
 
 def test_packed_windows_hold_every_document_in_another_order_each_epoch(tmp_path: Path) -> None:
     lengths = random_lengths(5000, seed=4)  # three windows
-    packing = _native.PackedWindows(write(tmp_path / "a", lengths), SEQ_LEN)
+    packing = packed(write(tmp_path / "a", lengths), SEQ_LEN)
     source = _native.BestFitSource([packing], key=5)
     orders = []
     for epoch in range(2):
@@ -142,8 +154,8 @@ def test_packed_windows_hold_every_document_in_another_order_each_epoch(tmp_path
 
 def test_packings_of_several_lengths(tmp_path: Path) -> None:
     lengths = random_lengths(300, seed=4)
-    reader = write(tmp_path / "a", lengths)
-    short, long = _native.PackedWindows(reader, 8), _native.PackedWindows(reader, 64)
+    file = write(tmp_path / "a", lengths)
+    short, long = packed(file, 8), packed(file, 64)
     source = _native.BestFitSource([short, long], key=5)
     assert max(sum(c for _, _, c in ranges(source.find(s, 8), lengths)) for s in range(short.samples)) == 9
     assert max(sum(c for _, _, c in ranges(source.find(s, 64), lengths)) for s in range(long.samples)) > 60
@@ -169,7 +181,7 @@ def test_documents_of_several_sequences(tmp_path: Path) -> None:
     documents[3], documents[4] = [], [5, 5]  # as many sequences as documents would not make them one each
     write_sequences(tmp_path / "a", documents)
     lengths = [sum(document) for document in documents]
-    source = _native.ContiguousSource(_native.TokenFileReader(tmp_path / "a"), key=3)
+    source = contiguous(tmp_path / "a", key=3)
     order = documents_of_stream(source, lengths, sum(lengths))
     whole = [document for document, length in enumerate(lengths) if length]
     assert sorted(order[: len(whole)]) == whole
@@ -180,25 +192,25 @@ def test_documents_of_no_tokens_and_of_three_billion(tmp_path: Path) -> None:
     documents = [[], [0], [1_500_000_000, 1_500_000_000], [7], [], [20]]
     write_sequences(tmp_path / "a", documents)
     lengths = [sum(document) for document in documents]
-    reader = _native.TokenFileReader(tmp_path / "a", thorough=False)
-    source = _native.ContiguousSource(reader, key=3)
+    file = tmp_path / "a"
+    source = contiguous(file, key=3)
     for position in (0, giant // 2, giant - 3, giant, giant + 20):
         assert sum(count for _, _, count in ranges(source.find(position, SEQ_LEN), lengths)) == SEQ_LEN + 1
-    packing = _native.PackedWindows(reader, 2048)
+    packing = packed(file, 2048)
     assert packing.samples == -(-(giant - 1) // 2048)  # 7 and 20 fit beside the giant's rest
-    packed = _native.BestFitSource([packing], key=3)
-    begins = {ranges(packed.find(sample, 2048), lengths)[0][1] for sample in range(200)}
+    samples = _native.BestFitSource([packing], key=3)
+    begins = {ranges(samples.find(sample, 2048), lengths)[0][1] for sample in range(200)}
     assert len(begins) == 200
     assert all(begin % 2048 == 0 for begin in begins)
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
 def test_a_source_without_tokens_is_refused(tmp_path: Path, lengths: list[int]) -> None:
-    reader = write(tmp_path / "a", lengths)
+    file = write(tmp_path / "a", lengths)
     with pytest.raises(ValueError, match="no tokens to make samples of"):
-        _native.ContiguousSource(reader, key=1)
+        contiguous(file, key=1)
     with pytest.raises(ValueError, match="no tokens to make samples of"):
-        _native.BestFitSource([_native.PackedWindows(reader, SEQ_LEN)], key=1)
+        _native.BestFitSource([packed(file, SEQ_LEN)], key=1)
 
 
 def read_all(source: Any, tokens: int) -> None:
@@ -215,17 +227,17 @@ def put(path: Path, offset: int, data: bytes) -> None:
 @pytest.mark.parametrize("at_opening", [True, False])
 def test_damaged_lengths_are_noticed_before_anything_is_read_by_them(tmp_path: Path, at_opening: bool) -> None:
     lengths = random_lengths(3 * GROUP, seed=6)
-    reader = write(tmp_path / "a", lengths)
-    source = None if at_opening else _native.ContiguousSource(reader, key=1)
+    file = write(tmp_path / "a", lengths)
+    source = None if at_opening else contiguous(file, key=1)
     put(tmp_path / "a.idx", 34 + 4 * 700, struct.pack("<i", lengths[700] + 1))
     with pytest.raises(ValueError, match=r"a\.idx: damaged: "):
-        read_all(source or _native.ContiguousSource(reader, key=1), sum(lengths))
+        read_all(source or contiguous(file, key=1), sum(lengths))
 
 
 @pytest.mark.parametrize("size", [0, 20, 34 + 4 * 600])
 def test_an_index_cut_short_after_it_was_opened(tmp_path: Path, size: int) -> None:
     lengths = random_lengths(3 * GROUP, seed=6)
-    source = _native.ContiguousSource(write(tmp_path / "a", lengths), key=1)
+    source = contiguous(write(tmp_path / "a", lengths), key=1)
     with (tmp_path / "a.idx").open("r+b") as file:
         file.truncate(size)
     with pytest.raises(ValueError, match=r"a\.idx: cut short while it was read"):

@@ -2,6 +2,9 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -58,8 +61,7 @@ def test_a_file_cut_short_while_it_is_read(tmp_path: Path) -> None:
     path.write_bytes(bytes(100))
     source = _native.LocalBytes(path)
     os.truncate(path, 40)
-    assert source.read(10, 30) == bytes(30)
-    with pytest.raises(ValueError, match=r"a\.bin: cut short while it was read: it ends at byte 40, 10 bytes before"):
+    with pytest.raises(ValueError, match=r"a\.bin: cut short while it was read: it ends at byte 40, 60 bytes before"):
         source.read(30, 20)
 
 
@@ -128,3 +130,46 @@ def test_threads_share_a_folder_with_more_chunks_than_are_kept_open(tmp_path: Pa
     opened = {os.path.realpath(entry.path) for entry in os.scandir("/proc/self/fd")}
     # The process may hold other files; of the 100 chunks, the 16 used last stay open.
     assert 1 <= len([name for name in opened if name.startswith(str(tmp_path / "chunks"))]) <= 16
+
+
+def test_a_lost_page_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(1 << 20))
+    source = _native.LocalBytes(path)
+    os.truncate(path, 1 << 16)
+    for offset in range(0, 1 << 20, 1 << 14):
+        with pytest.raises(ValueError, match=r"a\.bin: cut short while it was read: it ends at byte 65536"):
+            source.read(offset, 5000)
+    path.write_bytes(b"x" * (1 << 20))
+    assert source.read(1 << 19, 3) == b"xxx", "it can be read again once it is whole"
+
+
+OTHER_FAULT = """
+import faulthandler, mmap, os, sys
+import mindllm_engine._native as _native
+if sys.argv[2] == "before":
+    faulthandler.enable()
+source = _native.LocalBytes(sys.argv[1])
+if sys.argv[2] == "after":
+    faulthandler.enable()
+    source = _native.LocalBytes(sys.argv[1])
+with open(sys.argv[1], "rb") as file:
+    view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+os.truncate(sys.argv[1], 4096)
+try:
+    source.read(1 << 19, 10)
+except ValueError:
+    print("an error", flush=True)
+view[1 << 19]
+"""
+
+
+@pytest.mark.parametrize("faulthandler", ["never", "before", "after"])
+def test_bus_errors_of_others_still_end_a_process(tmp_path: Path, faulthandler: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(1 << 20))
+    command = [sys.executable, "-c", OTHER_FAULT, str(path), faulthandler]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "an error\n"
+    assert done.returncode == -signal.SIGBUS
+    assert ("Fatal Python error: Bus error" in done.stderr) == (faulthandler != "never")

@@ -1,0 +1,55 @@
+// A SIGBUS handler that jumps back into the copy of its own thread. Between the two there is nothing but a memcpy: no
+// object to destroy, no lock held.
+#include "bus_guard.hpp"
+
+#include <atomic>
+#include <csetjmp>
+#include <csignal>
+#include <cstring>
+#include <mutex>
+
+namespace mindllm {
+
+namespace {
+
+// Where the copy of this thread goes on after a fault, null outside of copies. Static storage: a handler may not allocate.
+__attribute__((tls_model("initial-exec"))) thread_local sigjmp_buf* resume = nullptr;
+struct sigaction previous;
+
+void handle(int, siginfo_t*, void*) {
+    if (resume != nullptr) siglongjmp(*resume, 1);
+    ::sigaction(SIGBUS, &previous, nullptr);  // the same instruction faults again, and meets that handler
+}
+
+}  // namespace
+
+void install_bus_guard() {
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    struct sigaction current;
+    ::sigaction(SIGBUS, nullptr, &current);
+    if ((current.sa_flags & SA_SIGINFO) != 0 && current.sa_sigaction == handle) return;
+    previous = current;
+    struct sigaction ours{};
+    ours.sa_sigaction = handle;
+    // Not deferred, as the jump leaves the handler without a return; on the alternative stack where a thread has one.
+    ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    sigemptyset(&ours.sa_mask);
+    ::sigaction(SIGBUS, &ours, nullptr);
+}
+
+bool copy_guarded(void* out, const void* from, size_t bytes) {
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0) != 0) {
+        resume = nullptr;
+        return false;
+    }
+    resume = &here;
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // the copy stays between the two
+    std::memcpy(out, from, bytes);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    resume = nullptr;
+    return true;
+}
+
+}  // namespace mindllm
