@@ -62,8 +62,8 @@ class MappedFile {
     uint64_t bytes() const { return bytes_; }
     const std::string& path() const { return path_; }
 
-    // Copies [offset, offset + bytes) of the file to `target`, by system calls. Throws IoError, or FormatError for a file
-    // that has become shorter. Thread-safe.
+    // Copies [offset, offset + bytes) of the file to `target`, by system calls. Throws IoError, and FormatError for a
+    // file that has become shorter. Thread-safe.
     void read(void* target, size_t bytes, uint64_t offset) const;
 
   private:

@@ -30,8 +30,9 @@ TokenFileReader::TokenFileReader(const std::string& prefix, bool thorough)
 
 void TokenFileReader::read_header() {
     const std::string& path = index_.path();
-    const unsigned char* header = index_.data();
     if (index_.bytes() == 0) throw FormatError(path, "the index is empty");
+    unsigned char header[kIndexHeaderBytes];
+    index_.read(header, std::min<uint64_t>(index_.bytes(), sizeof header), 0);
     if (std::memcmp(header, kIndexMagic, std::min<uint64_t>(index_.bytes(), sizeof kIndexMagic)) != 0) {
         throw FormatError(path, "bad magic: not the index of a Megatron token file");
     }
@@ -68,18 +69,23 @@ void TokenFileReader::read_header() {
     }
     sequences_ = static_cast<int64_t>(sequences);
     documents_ = static_cast<int64_t>(starts) - 1;
-    lengths_ = header + kIndexHeaderBytes;
+    lengths_ = index_.data() + kIndexHeaderBytes;
     offsets_ = lengths_ + 4 * sequences;
     starts_ = offsets_ + 8 * sequences;
 }
 
 // Returns the bytes that the sequences take, by the last of them.
 int64_t TokenFileReader::check_ends() const {
-    if (first_sequence(0) != 0) throw FormatError(index_.path(), "the first document does not start at sequence 0");
-    if (first_sequence(documents_) != sequences_) refuse_documents_end(first_sequence(documents_));
+    if (entry<int64_t>(starts_, 0) != 0)
+        throw FormatError(index_.path(), "the first document does not start at sequence 0");
+    const auto documents_end = entry<int64_t>(starts_, static_cast<uint64_t>(documents_));
+    if (documents_end != sequences_) refuse_documents_end(documents_end);
     if (sequences_ == 0) return 0;
-    if (sequence_offset(0) != 0) refuse_offset(0, sequence_offset(0), "but the first is 0");
-    const int64_t last = sequences_ - 1, length = sequence_length(last), offset = sequence_offset(last);
+    const int64_t last = sequences_ - 1;
+    const auto last_entry = static_cast<uint64_t>(last);
+    const auto first_offset = entry<int64_t>(offsets_, 0), offset = entry<int64_t>(offsets_, last_entry);
+    const int64_t length = entry<int32_t>(lengths_, last_entry);
+    if (first_offset != 0) refuse_offset(0, first_offset, "but the first is 0");
     if (length < 0)
         throw FormatError(index_.path(), "sequence " + text(last) + " has a negative length, " + text(length));
     if (offset % type_.bytes != 0) refuse_offset(last, offset, "misaligned for " + std::string(type_.name));
@@ -87,6 +93,13 @@ int64_t TokenFileReader::check_ends() const {
     if (offset < 0 || __builtin_add_overflow(offset, length * type_.bytes, &end))
         refuse_offset(last, offset, "which no file can hold");
     return end;
+}
+
+template <typename T>
+T TokenFileReader::entry(const unsigned char* table, uint64_t number) const {
+    T value;
+    index_.read(&value, sizeof value, static_cast<uint64_t>(table - index_.data()) + sizeof value * number);
+    return value;
 }
 
 void TokenFileReader::refuse_documents_end(int64_t end) const {
@@ -123,7 +136,8 @@ void TokenFileReader::check_documents() const {
         for (int64_t i = 0; i < n; ++i) {
             if (firsts[i] < previous || firsts[i] > sequences_) {
                 throw FormatError(index_.path(), "document " + text(document + i - 1) + " ends at sequence " +
-                                                     text(firsts[i]) + ", which is before its start or after the last of " +
+                                                     text(firsts[i]) +
+                                                     ", which is before its start or after the last of " +
                                                      text(sequences_));
             }
             previous = firsts[i];
@@ -205,6 +219,15 @@ void TokenFileReader::document_lengths(int64_t start, int64_t end, int64_t* leng
     }
 }
 
+void TokenFileReader::read_data(void* target, int64_t bytes, int64_t offset) const {
+    const auto size = static_cast<int64_t>(data_.bytes());
+    if (offset < 0 || bytes < 0 || offset > size || bytes > size - offset) {
+        throw std::out_of_range(data_.path() + ": no " + text(bytes) + " bytes from byte " + text(offset) + " among " +
+                                text(size));
+    }
+    data_.read(target, static_cast<size_t>(bytes), static_cast<uint64_t>(offset));
+}
+
 const unsigned char* TokenFileReader::address(int64_t token) const {
     return data_.data() == nullptr ? nullptr : data_.data() + token * type_.bytes;
 }
@@ -280,13 +303,9 @@ std::optional<StrayToken> TokenFileReader::find_stray(int64_t vocab_size) const 
 int64_t TokenFileReader::document_of(int64_t token) const {
     require_range(token, 1);
     const auto start = [this](int64_t document) {
-        const auto entry = [this](const unsigned char* table, int64_t number) {
-            int64_t value;
-            index_.read(&value, 8, static_cast<uint64_t>(table - index_.data() + 8 * number));
-            return value;
-        };
-        return start_of(document, entry(starts_, document),
-                        [&](int64_t sequence) { return entry(offsets_, sequence); });
+        return start_of(document, entry<int64_t>(starts_, static_cast<uint64_t>(document)), [this](int64_t sequence) {
+            return entry<int64_t>(offsets_, static_cast<uint64_t>(sequence));
+        });
     };
     int64_t low = 0, high = documents_;
     while (high - low > 1) {

@@ -1,8 +1,8 @@
 // Reads Megatron token files (.bin and .idx) through read-only memory maps.
 //
-// Opening checks either everything that the index says, or in O(1) what its ends say: the header, the sizes of both files,
-// the first entry and the last. What is read later from an index that was not checked is checked then, entry by entry, so
-// that a damaged one is an error and never a read outside the maps.
+// Opening checks either everything that the index says, or in O(1) what its ends say: the header, the sizes of both
+// files, the first entry and the last. What is read later from an index that was not checked is checked then, entry by
+// entry, so that a damaged one is an error and never a read outside the maps.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,9 @@ class TokenFileReader {
 
     // The address of a token of the stream, aligned for its type, nullptr in an empty file.
     const unsigned char* address(int64_t token) const;
+    // Copies bytes of the .bin, read from the file: one that has become shorter is a FormatError, where the map would
+    // end the process. std::out_of_range for a range outside the file.
+    void read_data(void* target, int64_t bytes, int64_t offset) const;
     // Throws std::out_of_range unless 0 <= start and start + count <= tokens().
     void require_range(int64_t start, int64_t count) const;
 
@@ -72,10 +75,13 @@ class TokenFileReader {
     [[noreturn]] void refuse_documents_end(int64_t end) const;
     [[noreturn]] void refuse_offset(int64_t sequence, int64_t offset, const std::string& why) const;
 
+    // An entry of a table of the index, read from the file.
+    template <typename T>
+    T entry(const unsigned char* table, uint64_t number) const;
     // Calls `visit(first, entries, n)` for blocks of `count` entries of type T of the index, read from the file.
     template <typename T, typename Visit>
     void visit_entries(const unsigned char* table, int64_t count, Visit&& visit) const;
-    int32_t sequence_length(int64_t sequence) const { return load<int32_t>(lengths_ + 4 * sequence); }
+
     int64_t sequence_offset(int64_t sequence) const { return load<int64_t>(offsets_ + 8 * sequence); }
     int64_t first_sequence(int64_t document) const { return load<int64_t>(starts_ + 8 * document); }
 

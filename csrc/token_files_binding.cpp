@@ -119,6 +119,15 @@ void gather(const TokenFileReader& reader, const py::array& starts, const py::ar
     }
 }
 
+void read_data(const TokenFileReader& reader, int64_t offset, py::array_t<uint8_t>& out) {
+    if (out.ndim() != 1 || (out.flags() & py::array::c_style) == 0)
+        throw py::type_error("out must be a contiguous one-dimensional array of uint8");
+    uint8_t* target = out.mutable_data();  // raises for a read-only array
+    const int64_t bytes = out.size();
+    const py::gil_scoped_release release;
+    reader.read_data(target, bytes, offset);
+}
+
 void bind_writer(py::module_& module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
     py::class_<TokenFileWriter>(
@@ -181,6 +190,9 @@ void bind_reader(py::module_& module) {
              "starts, counts: int64[n]; out: contiguous int32 or int64 with exactly sum(counts) items. IndexError for "
              "a\n"
              "range outside the stream or another sum, before anything is copied.")
+        .def("read_data", &read_data, py::arg("offset"), py::arg("out").noconvert(),
+             "Fill `out`, uint8[bytes], with the .bin's bytes from `offset` on, read from the file and not through\n"
+             "the map: a file that has been cut short is a ValueError. IndexError outside the file.")
         .def("document_of", &TokenFileReader::document_of, py::arg("token"), NoGil(),
              "The document that holds a token of the stream; ValueError if a damaged index has none.")
         .def("max_token", &TokenFileReader::max_token, NoGil(), "The largest id, by a scan; -1 in an empty file.")

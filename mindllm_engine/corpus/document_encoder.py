@@ -18,7 +18,7 @@ import xxhash
 
 from mindllm_engine.corpus.readers import BadRecords, OnBadRecord, RawBatch, parse_batch
 from mindllm_engine.corpus.tokenizer import Tokenizer
-from mindllm_engine.data.token_files import token_dtype
+from mindllm_engine.data.token_file_builder import token_dtype
 from mindllm_engine.errors import DataError, MindLLMError
 
 _BATCHES_AHEAD = 4  # per worker: enough that none waits while a slow batch holds up the order

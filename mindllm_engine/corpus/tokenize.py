@@ -31,7 +31,8 @@ from mindllm_engine.corpus.readers import (
     read_raw_batches,
 )
 from mindllm_engine.corpus.tokenizer import Tokenizer
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
 
 

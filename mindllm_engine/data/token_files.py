@@ -1,115 +1,29 @@
-"""Token files: `<prefix>.bin` and `<prefix>.idx` in Megatron's format, and `<prefix>.json`, the manifest beside them.
+"""Reads token files: `<prefix>.bin` and `<prefix>.idx` in Megatron's format, and `<prefix>.json`, the manifest.
 
-The native module reads and writes the pair (csrc/token_file_reader.hpp, csrc/token_file_writer.hpp). This file adds
-what Megatron's format lacks: which tokenizer made the ids, what the text is, and a checksum of every chunk of the data.
-Every mistake of the user's becomes a `DataError`.
+The native module reads the pair (csrc/token_file_reader.hpp); data/manifest.py tells what the tokens are, and
+data/token_file_builder.py writes all three. Every mistake of the user's becomes a `DataError`.
+
+Opening looks at the ends of the files only. `TokenFile.verify` reads everything, with threads, and by system calls
+rather than through the map: a file that is cut short or overwritten meanwhile is an error like any other.
 """
 
-import contextlib
-import dataclasses
-import errno
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import xxhash
 
 import mindllm_engine._native as _native
+from mindllm_engine.data.file_errors import reading
+from mindllm_engine.data.manifest import Manifest, with_suffix
 from mindllm_engine.errors import DataError
 
-TokenDtype = Literal["uint16", "int32"]
-
-CHUNK_BYTES = 64 << 20
-"""How many bytes of the .bin share a checksum: 16 hexadecimal digits for 64 MiB, so a terabyte takes 16,000 of them."""
-
-_UINT16_VOCABULARY = 65_500
-"""From this vocabulary on Megatron takes int32 (`DType.optimal_dtype`), and so do we."""
-
-
-@dataclass(kw_only=True)
-class Manifest:
-    """What the tokens are: the facts that Megatron's format has no place for, and counts to compare with the index."""
-
-    name: str
-    """The source's name, as mixture plans and metrics call it."""
-    lang: str
-    """The language of the text, such as `en` or `zh`."""
-    category: str
-    """The kind of text, such as `web`, `book` or `code`; curricula order the sources by it."""
-    tokenizer_hash: str
-    """The hash of the tokenizer that made the ids. Ids of another tokenizer mean something else."""
-    vocab_size: int
-    """The number of ids of that tokenizer; every id of the data is below it."""
-    dtype: str
-    """numpy's name of the ids' type in the .bin."""
-    documents: int
-    """The number of documents, empty ones included."""
-    tokens: int
-    """The number of token ids."""
-    text_bytes: int
-    """The size of the tokenized text in bytes of UTF-8."""
-    chunk_bytes: int
-    """The size in bytes of the chunks of the .bin that `chunks` has checksums for; the last one may be shorter."""
-    chunks: list[str]
-    """The xxh3_64 of each chunk of the .bin, 16 hexadecimal digits each, in order."""
-    index_checksum: str
-    """The xxh3_64 of the .idx. Its document starts have no redundancy that opening the file could check."""
-
-    def save(self, prefix: str | Path) -> None:
-        """Write `<prefix>.json`, which appears complete or not at all. Raises DataError if it cannot be written."""
-        path = _with_suffix(prefix, ".json")
-        staged = _with_suffix(prefix, ".json.tmp")
-        with _writing(path):
-            try:
-                with staged.open("wb") as file:
-                    file.write(orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2))
-                    file.flush()
-                    os.fsync(file.fileno())
-                staged.replace(path)
-            finally:
-                staged.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, prefix: str | Path) -> Self:
-        """Read and check `<prefix>.json`. Raises DataError if it is missing or malformed."""
-        path = _with_suffix(prefix, ".json")
-        with _reading(path):
-            content = path.read_bytes()
-        try:
-            fields = orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            raise _malformed(path, f"no JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise _malformed(path, "no JSON object")
-        _check_fields(path, fields, get_type_hints(cls))
-        manifest = cls(**fields)
-        manifest._check_values(path)
-        return manifest
-
-    def _check_values(self, path: Path) -> None:
-        for name in ("documents", "tokens", "text_bytes"):
-            if getattr(self, name) < 0:
-                raise _malformed(path, f"{name} is {getattr(self, name)}, a negative number")
-        for name in ("vocab_size", "chunk_bytes"):
-            if getattr(self, name) <= 0:
-                raise _malformed(path, f"{name} is {getattr(self, name)}, not a positive number")
-        item_bytes = {"uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "int64": 8}.get(self.dtype)
-        if item_bytes is None:
-            raise _malformed(path, f"dtype is '{self.dtype}', no type of token ids")
-        chunks = -(-self.tokens * item_bytes // self.chunk_bytes)
-        if len(self.chunks) != chunks:
-            raise _malformed(path, f"{len(self.chunks)} checksums, but {self.tokens} tokens make {chunks} chunks")
-
-
-def token_dtype(vocab_size: int) -> TokenDtype:
-    """The type that ids of a vocabulary are stored in, by Megatron's rule: uint16 below 65,500 entries, else int32."""
-    return "uint16" if vocab_size < _UINT16_VOCABULARY else "int32"
+_PIECE_BYTES = 1 << 20
+"""Read, hashed and compared at a time, to stay in a core's cache. A multiple of the size of every type of ids."""
 
 
 class TokenFile:
@@ -122,13 +36,13 @@ class TokenFile:
 
     def __init__(self, prefix: str | Path) -> None:
         """Open `<prefix>.bin`, `.idx` and `.json`, and check the manifest, the sizes and the ends of the index: in a
-        time that does not grow with the tokens. The rest is left to `verify_chunks`.
+        time that does not grow with the tokens. The rest is left to `verify`.
 
         Raises DataError if one of them is missing, damaged or does not match the others.
         """
         self.prefix = Path(prefix)
         self.manifest = Manifest.load(prefix)
-        with _reading(self.prefix):
+        with reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
         for name, found in (("documents", self.documents), ("tokens", self.tokens), ("dtype", str(self.dtype))):
             expected = getattr(self.manifest, name)
@@ -156,12 +70,12 @@ class TokenFile:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """The length of each document in tokens, int64[documents]; made anew on each access."""
-        with _reading(self.prefix):
+        with reading(self.prefix):
             return self.reader.lengths
 
     def document(self, index: int) -> npt.NDArray[Any]:
         """A read-only view of a document's ids, [tokens of the document] of `dtype`."""
-        with _reading(self.prefix):
+        with reading(self.prefix):
             return self.reader.document(index)
 
     def read(self, start_token: int, count: int) -> npt.NDArray[Any]:
@@ -200,207 +114,125 @@ class TokenFile:
                 f"vocabulary of {vocab_size}; tokenize the text again with the right tokenizer"
             )
 
-    def verify_chunks(self) -> None:
-        """Read all of the .bin and .idx; raise DataError for the first checksum that is not the manifest's."""
-        with _reading(self.prefix):
-            self.reader.check_index()
-            found = _index_checksum(self.prefix)
+    def chunks_of(self, start_token: int, count: int) -> range:
+        """The chunks of the manifest that hold `count` tokens of the stream from `start_token` on."""
+        if count == 0:
+            return range(0)
+        chunk, item = self.manifest.chunk_bytes, self.dtype.itemsize
+        return range(start_token * item // chunk, -(-(start_token + count) * item // chunk))
+
+    def verify(self, progress: Callable[[int], None] | None = None, workers: int = 1) -> None:
+        """Read all of the three files and raise DataError for the first damage; the parameters are `find_damage`'s."""
+        for damage in self.find_damage(progress, workers):
+            raise damage
+
+    def verify_chunk(self, number: int) -> None:
+        """Read one chunk of the .bin; raise DataError for another checksum than the manifest's, with the chunk's bytes
+        and documents, and for an id outside the vocabulary."""
+        damage = self._damage_of_chunk(number)
+        if damage is not None:
+            raise damage
+
+    def find_damage(self, progress: Callable[[int], None] | None = None, workers: int = 1) -> Iterator[DataError]:
+        """Read all of the three files and yield what is wrong: first of the index, then of the chunks, in order.
+
+        What is found does not depend on `workers`, the number of threads. `progress` is told now and then, from the
+        calling thread, how many bytes of the .idx and .bin have been checked. A file that cannot be read ends it.
+        """
+        report = progress or (lambda _: None)
+        try:
+            Manifest.load(self.prefix)  # as it is now
+            yield from self._damage_of_index()
+            checked = self._index_bytes()
+            report(checked)
+            for number, future in _in_order(self._damage_of_chunk, len(self.manifest.chunks), workers):
+                damage = future.result()
+                if damage is not None:
+                    yield damage
+                report(checked + min((number + 1) * self.manifest.chunk_bytes, self.manifest.data_bytes))
+        except DataError as error:
+            yield error
+
+    def _index_bytes(self) -> int:
+        with reading(self.prefix):
+            return with_suffix(self.prefix, ".idx").stat().st_size
+
+    def _damage_of_index(self) -> Iterator[DataError]:
+        try:
+            with reading(self.prefix):
+                self.reader.check_index()
+        except DataError as error:
+            yield error  # says more than the checksum, which would be another too
+            return
+        with reading(self.prefix):
+            found = index_checksum(self.prefix)
         if found != self.manifest.index_checksum:
-            raise DataError(
+            yield DataError(
                 f"{self.prefix}.idx: damaged: its checksum is {found}, the manifest says "
                 f"{self.manifest.index_checksum}; restore the file from a copy or rebuild it"
             )
-        hasher = _ChunkHasher(self.manifest.chunk_bytes)
-        hasher.update(self.read(0, self.tokens))
-        for index, (found, expected) in enumerate(zip(hasher.finish(), self.manifest.chunks, strict=True)):
-            if found != expected:
-                start = index * self.manifest.chunk_bytes
-                raise DataError(
-                    f"{self.prefix}.bin: damaged: chunk {index}, from byte {start}, has checksum {found}, the manifest "
-                    f"says {expected}; restore the file from a copy or rebuild it"
-                )
 
-
-class TokenFileBuilder:
-    """Writes a token file and its manifest, all or nothing.
-
-    A context manager: `with TokenFileBuilder(...) as builder: builder.append_many(tokens, lengths, text_bytes)`.
-    Leaving the block completes the files, the manifest last; leaving it by an exception deletes what was written. Files
-    of the same name that exist are replaced only at the end. Not thread-safe.
-    """
-
-    def __init__(
-        self,
-        prefix: str | Path,
-        dtype: TokenDtype,
-        *,
-        name: str,
-        lang: str,
-        category: str,
-        tokenizer_hash: str,
-        vocab_size: int,
-    ) -> None:
-        """Open the temporary files in the folder of `prefix`, which must exist. The facts are those of `Manifest`.
-
-        Raises DataError if they cannot be written, or if `dtype` (see `token_dtype`) cannot hold the vocabulary.
-        """
-        if vocab_size - 1 > np.iinfo(dtype).max:
-            raise DataError(
-                f"{prefix}: {dtype} cannot hold a vocabulary of {vocab_size}; use {token_dtype(vocab_size)}"
+    def _damage_of_chunk(self, number: int) -> DataError | None:
+        """What is wrong with a chunk that can be read; raises DataError for one that cannot."""
+        start = number * self.manifest.chunk_bytes
+        end = min(start + self.manifest.chunk_bytes, self.manifest.data_bytes)
+        item = self.dtype.itemsize
+        hasher = xxhash.xxh3_64()
+        stray: tuple[int, int] | None = None  # the first id outside the vocabulary, and its place in the stream
+        # The pieces hold whole ids, so that the first and the last may reach beyond the chunk.
+        first, last = start // item * item, -(-end // item) * item
+        buffer = np.empty(min(_PIECE_BYTES, last - first), np.uint8)
+        for at in range(first, last, _PIECE_BYTES):
+            piece = buffer[: last - at]
+            with reading(self.prefix):
+                self.reader.read_data(at, piece)
+            hasher.update(piece[max(0, start - at) : end - at].data)
+            ids = piece.view(self.dtype)
+            if stray is None and not 0 <= int(ids.min()) <= int(ids.max()) < self.manifest.vocab_size:
+                place = int(np.argmax((ids < 0) | (ids >= self.manifest.vocab_size)))
+                stray = int(ids[place]), at // item + place
+        found, expected = hasher.hexdigest(), self.manifest.chunks[number]
+        if found != expected:
+            return DataError(
+                f"{self.prefix}.bin: damaged: chunk {number}, from byte {start} to {end - 1}, with "
+                f"{self._documents_between(start // item, (end - 1) // item)}, has checksum {found}, the manifest says "
+                f"{expected}; restore the file from a copy or rebuild it"
             )
-        self.manifest = Manifest(
-            name=name,
-            lang=lang,
-            category=category,
-            tokenizer_hash=tokenizer_hash,
-            vocab_size=vocab_size,
-            dtype=dtype,
-            documents=0,
-            tokens=0,
-            text_bytes=0,
-            chunk_bytes=CHUNK_BYTES,
-            chunks=[],
-            index_checksum="",
-        )
-        self.prefix = Path(prefix)
-        self._hasher = _ChunkHasher(CHUNK_BYTES)
-        with _writing(self.prefix):
-            self._writer = _native.TokenFileWriter(self.prefix, dtype)
+        if stray is not None:
+            token, place = stray
+            return DataError(
+                f"{self.prefix}.bin: token id {token} at token {place} of the file, in "
+                f"{self._documents_between(place, place)}, is outside the vocabulary of {self.manifest.vocab_size}; "
+                f"tokenize the text again with the right tokenizer"
+            )
+        return None
 
-    def append_many(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
-        """Append documents lying back to back.
-
-        tokens: integers[tokens]; lengths: integers[documents], in tokens; text_bytes: the UTF-8 bytes of their text.
-        Raises DataError for an id outside the vocabulary (nothing of the call is written then) and for a full disk.
-        """
-        tokens = np.asarray(tokens)
-        self._check_vocabulary(tokens)
-        with _writing(self.prefix):
-            self._writer.append_many(tokens, lengths)
-        self._hasher.update(np.ascontiguousarray(tokens, dtype=self.manifest.dtype))
-        self.manifest.text_bytes += text_bytes
-
-    def append_file(self, prefix: str | Path) -> None:
-        """Append a token file of the same tokenizer and dtype, such as a shard. Raises DataError if it is unfit."""
-        shard = TokenFile(prefix)
-        shard.check(self.manifest.tokenizer_hash, self.manifest.vocab_size)
-        with _writing(shard.prefix):
-            self._writer.append_file(shard.prefix)
-        self._hasher.update(shard.read(0, shard.tokens))
-        self.manifest.text_bytes += shard.manifest.text_bytes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._writer.abort()
-            return
-        self.manifest.documents = self._writer.documents
-        self.manifest.tokens = self._writer.tokens
-        self.manifest.chunks = self._hasher.finish()
-        self._complete()
-
-    def _complete(self) -> None:
-        # An older manifest goes first: at no moment may one stand beside data that it does not describe.
-        with _writing(self.prefix):
-            _with_suffix(self.prefix, ".json").unlink(missing_ok=True)
-            self._writer.finalize()
+    def _documents_between(self, first_token: int, last_token: int) -> str:
         try:
-            self.manifest.index_checksum = _index_checksum(self.prefix)
-            self.manifest.save(self.prefix)
-        except BaseException:
-            for suffix in (".idx", ".bin"):
-                _with_suffix(self.prefix, suffix).unlink(missing_ok=True)
-            raise
-
-    def _check_vocabulary(self, tokens: npt.NDArray[Any]) -> None:
-        # Ids below 0 are left to the native writer, which names their document.
-        if tokens.size and tokens.dtype.kind in "iu" and int(tokens.max()) >= self.manifest.vocab_size:
-            raise DataError(
-                f"{self.prefix}: token id {int(tokens.max())}, in a document from {self._writer.documents} on, is "
-                f"outside the vocabulary of {self.manifest.vocab_size}; give the tokenizer that made the ids"
-            )
+            with reading(self.prefix):
+                first, last = (self.reader.document_of(token) for token in (first_token, last_token))
+        except DataError:
+            return "documents that the index, which is damaged too, does not tell"
+        return f"document {first}" if first == last else f"documents {first} to {last}"
 
 
-class _ChunkHasher:
-    """The xxh3_64 of each chunk of a stream of bytes that comes in pieces of any size."""
-
-    def __init__(self, chunk_bytes: int) -> None:
-        self._chunk_bytes = chunk_bytes
-        self._hash = xxhash.xxh3_64()
-        self._room = chunk_bytes
-        self._done: list[str] = []
-
-    def update(self, items: npt.NDArray[Any]) -> None:
-        """Hash a contiguous array's bytes."""
-        data = items.view(np.uint8).data
-        while data.nbytes:
-            piece, data = data[: self._room], data[self._room :]
-            self._hash.update(piece)
-            self._room -= piece.nbytes
-            if self._room == 0:
-                self._close_chunk()
-
-    def finish(self) -> list[str]:
-        """Close the last chunk and return the hexadecimal digits of all."""
-        if self._room < self._chunk_bytes:
-            self._close_chunk()
-        return self._done
-
-    def _close_chunk(self) -> None:
-        self._done.append(self._hash.hexdigest())
-        self._hash.reset()
-        self._room = self._chunk_bytes
+def index_checksum(prefix: str | Path) -> str:
+    """The xxh3_64 of `<prefix>.idx` as it is on the disk, 16 hexadecimal digits. Raises OSError."""
+    hasher, buffer = xxhash.xxh3_64(), bytearray(_PIECE_BYTES)
+    with with_suffix(prefix, ".idx").open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            hasher.update(memoryview(buffer)[:size])
+    return hasher.hexdigest()
 
 
-def _index_checksum(prefix: Path) -> str:
-    return xxhash.xxh3_64_hexdigest(np.memmap(_with_suffix(prefix, ".idx"), mode="r").data)
-
-
-def _with_suffix(prefix: str | Path, suffix: str) -> Path:
-    # Not Path.with_suffix, which would cut the end of a prefix such as `web.v2`.
-    return Path(f"{prefix}{suffix}")
-
-
-def _malformed(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: malformed manifest: {what}; restore it or rebuild the token file")
-
-
-def _check_fields(path: Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
-    if missing := types.keys() - fields.keys():
-        raise _malformed(path, f"no {', '.join(sorted(missing))}")
-    if unknown := fields.keys() - types.keys():
-        raise _malformed(path, f"unknown {', '.join(sorted(unknown))}")
-    for name, kind in types.items():
-        value = fields[name]
-        is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        # type(), not isinstance: True is no count.
-        if not (is_list if kind == list[str] else type(value) is kind):
-            raise _malformed(path, f"{name} must be {getattr(kind, '__name__', kind)}")
-
-
-def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
-    return _as_data_error(path, "check the path, or build the token file first", "restore or rebuild the token file")
-
-
-def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
-    return _as_data_error(path, "make its folder first", "give documents of one tokenizer, and the dtype of its ids")
-
-
-@contextlib.contextmanager
-def _as_data_error(path: Path, missing_remedy: str, invalid_remedy: str) -> Iterator[None]:
-    """Turn what the system and the native module raise into a DataError; `path` is named if they name no file."""
-    try:
-        yield
-    except OSError as error:
-        cause, remedy = os.strerror(error.errno or errno.EIO).lower(), "check its permissions and its disk"
-        if error.errno == errno.ENOENT:
-            cause, remedy = "missing", missing_remedy
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            cause, remedy = "disk full", "free some space or write elsewhere, and run again"
-        raise DataError(f"{error.filename or path}: {cause}; {remedy}") from error
-    except ValueError as error:
-        raise DataError(f"{error}; {invalid_remedy}") from error
+def _in_order(
+    check: Callable[[int], DataError | None], count: int, workers: int
+) -> Iterator[tuple[int, Future[DataError | None]]]:
+    """`check` of 0, 1, ... count - 1 in threads, a few at a time, each yielded with its number when it is done."""
+    pending: collections.deque[tuple[int, Future[DataError | None]]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for number in range(count):
+            if len(pending) == 2 * workers:
+                yield pending.popleft()
+            pending.append((number, pool.submit(check, number)))
+        yield from pending

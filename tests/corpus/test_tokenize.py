@@ -77,7 +77,7 @@ def test_every_document_is_stored_once_in_order(
     counts = result.counts
     assert (counts.documents, counts.heldout_documents) == (len(train), len(heldout))
     assert (counts.tokens, counts.text_bytes) == (manifest.tokens, sum(len(text.encode()) for text in train))
-    TokenFile(result.train_prefix).verify_chunks()
+    TokenFile(result.train_prefix).verify()
     assert not (out / "parts").exists()
 
 

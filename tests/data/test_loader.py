@@ -10,7 +10,8 @@ import torch
 from mindllm_engine.data.loader import IGNORED, Loader, heldout_batches
 from mindllm_engine.data.plan import BlockConfig, Plan, SourceFacts
 from mindllm_engine.data.stream import SourceStream
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 
 VOCAB = 1000

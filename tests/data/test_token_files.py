@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 from tests.data.token_file_cases import FACTS, assert_reads, build, contents, flat
 
@@ -86,7 +87,7 @@ def test_files_without_tokens(tmp_path: Path, dtype: str, documents: list[np.nda
     assert reader.find_stray(1) is None
 
     build(tmp_path / "built", documents, dtype)
-    TokenFile(tmp_path / "built").verify_chunks()
+    TokenFile(tmp_path / "built").verify()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

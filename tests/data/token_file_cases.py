@@ -6,7 +6,7 @@ from typing import Any
 import mindllm_engine._native as _native
 import numpy as np
 
-from mindllm_engine.data.token_files import TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
 
 FACTS: dict[str, Any] = {"name": "web", "lang": "en", "category": "web", "tokenizer_hash": "5eed"}
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from mindllm_engine.command_line import parse_arguments
-from mindllm_engine.data.token_files import TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
 
