@@ -212,6 +212,27 @@ def call_check_index(case: Case, choices: Choices) -> None:
     assert case.expect(case.documents is not None, lambda: (case.reader.check_index(),)) or case.documents is None
 
 
+def call_read_data(case: Case, choices: Choices) -> None:
+    offset, out = choices.int64(case.size), np.full(choices.below(200), 77, np.uint8)
+    inside = offset >= 0 and offset + out.size <= case.size
+    if case.expect(inside, lambda: (case.reader.read_data(offset, out),)) is not None:
+        assert out.tobytes() == DATA[offset : offset + out.size].ljust(out.size, b"\0")
+
+
+def cut_data(case: Case, choices: Choices) -> None:
+    """Another process cuts the data short while it is read, which does not go through the map; then restores it."""
+    size = choices.below(case.size + 1)
+    os.truncate(f"{case.prefix}.bin", size)
+    out = np.full(8, 77, np.uint8)
+    offset = choices.below(case.size + 1)
+    inside = offset + out.size <= size
+    answer = None
+    with contextlib.suppress(*REFUSED):
+        answer = case.reader.read_data(offset, out), True
+    assert (answer is not None) == inside
+    write_pair(case.prefix, Path(f"{case.prefix}.idx").read_bytes(), case.size)
+
+
 def change_index(case: Case, choices: Choices) -> None:
     """Another process overwrites a part of the open index; its header has been read, and no longer counts."""
     path = f"{case.prefix}.idx"
@@ -245,6 +266,8 @@ CALLS: list[Callable[[Case, Choices], None]] = [
     call_gather_of_wrong_arrays,
     call_scans,
     call_check_index,
+    call_read_data,
+    cut_data,
     change_index,
     cut_index,
 ]
