@@ -7,9 +7,9 @@
 How it works
 ------------
 libFuzzer finds the inputs; it comes with atheris, and so do the address and undefined-behaviour sanitizers
-(`asan_with_fuzzer.so`, preloaded into a fresh Python). Both sides are seen by it: the bytecode of the engine's
-modules that a target imports, which atheris instruments, and csrc/, which `build.py` compiles once more with g++'s sanitizers and
-coverage into build/fuzz/. `instrumentation.cpp` hands that coverage to libFuzzer, and makes a read outside a memory
+(`asan_with_fuzzer.so`, preloaded into a fresh Python). Both sides guide it: the bytecode of the engine's modules that a
+target imports, which atheris instruments, and csrc/, which `build.py` compiles once more, with g++'s sanitizers and
+coverage, into build/fuzz/. `instrumentation.cpp` hands that coverage to libFuzzer, and makes a read outside a memory
 map as visible to the sanitizer as one outside a buffer: guard pages around each map, and the end of its last page
 poisoned, so that one byte too many is noticed. `worker.py` runs one target in one process, `run.py` builds, runs two
 targets at a time and prints the table; it exits with 1 if one of them found something.

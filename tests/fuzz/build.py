@@ -44,7 +44,7 @@ def build_planted() -> None:
 
 
 def build(library: Path, sources: list[Path]) -> None:
-    """Compile `sources` and link them with the instrumentation. Raises CalledProcessError, with g++'s words on stderr."""
+    """Compile `sources` and link them with the instrumentation. Raises CalledProcessError; g++ has said why."""
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = [Path(__file__).parent / "instrumentation.cpp", *sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""Target `planted`: planted.cpp reads one byte after the end of a map, if the file begins with a number to be guessed."""
+"""Target `planted`: planted.cpp reads one byte after the end of a map, if the file begins with the right number."""
 
 import ctypes
 from pathlib import Path

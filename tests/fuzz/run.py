@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.run [--targets NAME ...] [--inputs N] [--seed N] [--replay FILE]
 
-The corpus of a target is kept in build/fuzz/corpus/, so that a later run goes on from there, and the whole of libFuzzer's
-output in build/fuzz/<target>.log.
+The corpus of a target is kept in build/fuzz/corpus/, so that a later run goes on from there, and libFuzzer's words
+in build/fuzz/<target>.log.
 """
 
 import argparse

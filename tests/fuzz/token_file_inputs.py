@@ -1,6 +1,6 @@
 """Token files as the fuzz targets need them: the valid index of some documents, damage to one, and what it says.
 
-Written from the format alone (csrc/token_format.hpp's first lines, and Megatron's), with nothing of the code under test.
+Written from the format alone (the first lines of csrc/token_format.hpp), with nothing of the code under test.
 """
 
 import struct
