@@ -51,7 +51,7 @@ class Manifest:
     text_bytes: int
     """The size of the tokenized text in bytes of UTF-8."""
     chunk_bytes: int
-    """The size in bytes of the chunks of the .bin that `chunks` has checksums for; the last one may be shorter."""
+    """The size in bytes of the chunks of the .bin that `chunks` has checksums for, all but the last: whole ids."""
     chunks: list[str]
     """The xxh3_64 of each chunk of the .bin, 16 hexadecimal digits each, in order."""
     index_checksum: str
@@ -119,6 +119,8 @@ class Manifest:
                 raise _malformed(path, f"{name} is {getattr(self, name)}, not a positive number")
         if self.dtype not in ITEM_BYTES:
             raise _malformed(path, f"dtype is '{self.dtype}', no type of token ids")
+        if self.chunk_bytes % ITEM_BYTES[self.dtype] != 0:
+            raise _malformed(path, f"chunk_bytes is {self.chunk_bytes}, no whole number of {self.dtype} ids")
         for checksum in [*self.chunks, self.index_checksum]:
             if not _XXH3_64.fullmatch(checksum):
                 raise _malformed(path, f"'{checksum}' is no checksum of 16 hexadecimal digits")

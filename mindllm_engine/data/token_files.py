@@ -180,14 +180,12 @@ class TokenFile:
         item = self.dtype.itemsize
         hasher = xxhash.xxh3_64()
         stray: tuple[int, int] | None = None  # the first id outside the vocabulary, and its place in the stream
-        # The pieces hold whole ids, so that the first and the last may reach beyond the chunk.
-        first, last = start // item * item, -(-end // item) * item
-        buffer = np.empty(min(_PIECE_BYTES, last - first), np.uint8)
-        for at in range(first, last, _PIECE_BYTES):
-            piece = buffer[: last - at]
+        buffer = np.empty(min(_PIECE_BYTES, end - start), np.uint8)
+        for at in range(start, end, _PIECE_BYTES):
+            piece = buffer[: end - at]
             with reading(self.prefix):
                 self.reader.read_data(at, piece)
-            hasher.update(piece[max(0, start - at) : end - at].data)
+            hasher.update(piece.data)
             ids = piece.view(self.dtype)
             if stray is None and not 0 <= int(ids.min()) <= int(ids.max()) < self.manifest.vocab_size:
                 place = int(np.argmax((ids < 0) | (ids >= self.manifest.vocab_size)))

@@ -275,13 +275,13 @@ def test_index_changed_while_open_stays_inside_the_map(small: Path) -> None:
 
 
 def test_damaged_data_is_found_by_its_checksum(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_file_builder, "CHUNK_BYTES", 6)
+    monkeypatch.setattr(token_file_builder, "CHUNK_BYTES", 8)
     build(small, [np.array([1, 2, 3]), np.array([4, 5])])
     file = TokenFile(small)
-    assert len(file.manifest.chunks) == 4
+    assert len(file.manifest.chunks) == 3
     file.verify()
     put(Path(f"{small}.bin"), 13, b"\1")
-    with pytest.raises(DataError, match=r"a\.bin: damaged: chunk 2, from byte 12"):
+    with pytest.raises(DataError, match=r"a\.bin: damaged: chunk 1, from byte 8 to 15, with documents 0 to 1, has"):
         TokenFile(small).verify()
 
 
@@ -312,6 +312,7 @@ def test_manifest_round_trip(small: Path) -> None:
         ({"vocab_size": 0}, "not a positive"),
         ({"chunk_bytes": 0}, "not a positive"),
         ({"dtype": "float32"}, "no type of token ids"),
+        ({"chunk_bytes": 6}, "chunk_bytes is 6, no whole number of int32 ids"),
         ({"name": "two\nlines"}, "name holds a character that cannot be printed"),
         ({"tokenizer_hash": "\u2028"}, "tokenizer_hash holds a character that cannot be printed"),
         ({"vocab_size": 2**63}, "vocab_size is 9223372036854775808, more ids than any type has"),
