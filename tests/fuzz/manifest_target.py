@@ -208,7 +208,7 @@ class Case:
         ids = np.frombuffer(DATA[:size].ljust(size, b"\0"), file.dtype)
         strays = bool(((ids < 0) | (ids >= vocab_size)).any())
         some = Case(self.whole and not strays)
-        with patch.object(token_files, "ThreadPoolExecutor", InThisThread):
+        with patch.multiple(token_files, ThreadPoolExecutor=InThisThread, _PIECE_BYTES=256):
             found = list(file.find_damage())
         assert bool(found) == strays or not self.whole
         for damage in found:
