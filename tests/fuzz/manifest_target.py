@@ -59,7 +59,7 @@ VALUES = [
     *("9" * 400, "-" + "9" * 30, "1" + "0" * 5000, "184467440737095516150", f'"{"x" * 5000}"', "", " ", "\ufeff1"),
 ]
 """What may stand where a value should, JSON or not."""
-FIELDS = list(get_type_hints(Manifest))
+FIELDS = [*get_type_hints(Manifest), "checksum"]
 
 
 def seeds() -> list[bytes]:
