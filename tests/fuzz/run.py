@@ -83,7 +83,7 @@ def main() -> None:
     """Build what the targets need, run them and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=[*TARGETS, *PLANTED], default=list(TARGETS))
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="for each target")
+    parser.add_argument("--inputs", type=int, default=500_000, help="for each target")
     parser.add_argument("--seed", type=int, default=0, help="another each time unless given")
     parser.add_argument("--replay", type=Path, help="run the one target with this input alone")
     arguments = parser.parse_args()
