@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test lint format bench bench-gpu clean
+.PHONY: setup demo real-text test fuzz lint format bench bench-gpu clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +40,10 @@ real-text: setup
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Hostile token files and manifests under the sanitizers, a million inputs in all (tests/fuzz/__init__.py): about 11 minutes on two cores.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz.run
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

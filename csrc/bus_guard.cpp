@@ -15,10 +15,19 @@ namespace {
 // Where the copy of this thread goes on after a fault, null outside of copies. Static storage: a handler may not allocate.
 __attribute__((tls_model("initial-exec"))) thread_local sigjmp_buf* resume = nullptr;
 struct sigaction previous;
+volatile sig_atomic_t passed_on = 0;
 
+// The same instruction faults again after the return, and meets the handler set here: the one that was there before, and
+// should that come back to this one, the system's.
 void handle(int, siginfo_t*, void*) {
     if (resume != nullptr) siglongjmp(*resume, 1);
-    ::sigaction(SIGBUS, &previous, nullptr);  // the same instruction faults again, and meets that handler
+    struct sigaction next = previous;
+    if (passed_on) {
+        next = {};
+        next.sa_handler = SIG_DFL;
+    }
+    passed_on = 1;
+    ::sigaction(SIGBUS, &next, nullptr);
 }
 
 }  // namespace

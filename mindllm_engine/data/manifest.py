@@ -6,6 +6,7 @@ carries a checksum of itself.
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_type_hints
@@ -21,6 +22,11 @@ ITEM_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "int64
 
 # In the file beside the fields: the xxh3_64 of the others. One who edits a manifest by hand deletes this line.
 _CHECKSUM = "checksum"
+
+# What messages, tables and plans repeat: a line break in one of them would make two lines of an error.
+_SHOWN = ("name", "lang", "category", "tokenizer_hash", "dtype")
+_XXH3_64 = re.compile("[0-9a-f]{16}")
+_LARGEST_VOCABULARY = (1 << 63) - 1  # int64's ids, but for the last, so that the native code can compare with it
 
 
 @dataclass(kw_only=True)
@@ -130,6 +136,11 @@ class Manifest:
             )
 
     def _check_values(self, path: str | Path) -> None:
+        for name in _SHOWN:
+            if not getattr(self, name).isprintable():
+                raise _malformed(path, f"{name} holds a character that cannot be printed")
+        if self.vocab_size > _LARGEST_VOCABULARY:
+            raise _malformed(path, f"vocab_size is {self.vocab_size}, more ids than any type has")
         for name in ("documents", "tokens", "text_bytes"):
             if getattr(self, name) < 0:
                 raise _malformed(path, f"{name} is {getattr(self, name)}, a negative number")
@@ -140,6 +151,9 @@ class Manifest:
             raise _malformed(path, f"dtype is '{self.dtype}', no type of token ids")
         if self.chunk_bytes % ITEM_BYTES[self.dtype] != 0:
             raise _malformed(path, f"chunk_bytes is {self.chunk_bytes}, no whole number of {self.dtype} ids")
+        for checksum in [*self.chunks, self.index_checksum]:
+            if not _XXH3_64.fullmatch(checksum):
+                raise _malformed(path, f"'{checksum}' is no checksum of 16 hexadecimal digits")
         chunks = -(-self.data_bytes // self.chunk_bytes)
         if len(self.chunks) != chunks:
             raise _malformed(path, f"{len(self.chunks)} checksums, but {self.tokens} tokens make {chunks} chunks")
@@ -157,7 +171,7 @@ def _digest(value: Any) -> str:
 
 def _malformed(path: str | Path, what: str) -> DataError:
     # One line, whatever a damaged file has in its names.
-    what = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in what)
+    what = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in what[:200])
     return DataError(f"{path}: malformed manifest: {what}; restore it or rebuild the token file")
 
 

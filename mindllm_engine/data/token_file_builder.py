@@ -49,8 +49,12 @@ class TokenFileBuilder:
     ) -> None:
         """Open the temporary files in the folder of `prefix`, which must exist. The facts are those of `Manifest`.
 
-        Raises DataError if they cannot be written, or if `dtype` (see `token_dtype`) cannot hold the vocabulary.
+        Raises DataError if they cannot be written, if `dtype` (see `token_dtype`) cannot hold the vocabulary, or if a
+        fact could not be printed.
         """
+        for fact in (name, lang, category, tokenizer_hash):
+            if not fact.isprintable():
+                raise DataError(f"{prefix}: {fact!r} holds a character that cannot be printed; give it another name")
         if vocab_size - 1 > np.iinfo(dtype).max:
             raise DataError(
                 f"{prefix}: {dtype} cannot hold a vocabulary of {vocab_size}; use {token_dtype(vocab_size)}"

@@ -104,7 +104,8 @@ class TokenFile:
 
     def verify_ids(self, vocab_size: int) -> None:
         """Read every id; raise DataError for the first that is below 0 or not below `vocab_size`."""
-        stray = self.reader.find_stray(vocab_size)
+        with reading(self.prefix):
+            stray = self.reader.find_stray(vocab_size)
         if stray is not None:
             document, position, token = stray
             raise DataError(

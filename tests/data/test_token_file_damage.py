@@ -303,6 +303,8 @@ def test_manifest_round_trip(small: Path) -> None:
     [
         ({"tokens": None}, "no tokens"),
         ({"colour": 3}, "unknown colour"),
+        ({"two\nlines": 3}, r"unknown two\\nlines; restore"),
+        ({"x" * 5000: 3}, "unknown x{192}; restore"),
         ({"tokens": "5"}, "tokens must be int"),
         ({"documents": True}, "documents must be int"),
         ({"chunks": [3]}, "chunks must be list"),
@@ -311,6 +313,11 @@ def test_manifest_round_trip(small: Path) -> None:
         ({"chunk_bytes": 0}, "not a positive"),
         ({"dtype": "float32"}, "no type of token ids"),
         ({"chunk_bytes": 6}, "chunk_bytes is 6, no whole number of int32 ids"),
+        ({"name": "two\nlines"}, "name holds a character that cannot be printed"),
+        ({"tokenizer_hash": "\u2028"}, "tokenizer_hash holds a character that cannot be printed"),
+        ({"vocab_size": 2**63}, "vocab_size is 9223372036854775808, more ids than any type has"),
+        ({"chunks": ["5eed"]}, "'5eed' is no checksum of 16 hexadecimal digits"),
+        ({"index_checksum": "\n" * 16}, r"'(\\n){16}' is no checksum of 16 hexadecimal digits"),
         ({"chunks": []}, "0 checksums, but 5 tokens make 1"),
         ({"documents": 4}, "documents: 3, but the manifest beside it says 4"),
         ({"tokens": 6}, "tokens: 5, but the manifest beside it says 6"),
@@ -359,6 +366,12 @@ def test_ids_outside_the_vocabulary(small: Path) -> None:
     put(Path(f"{small}.bin"), 4, struct.pack("<i", -2))
     with pytest.raises(DataError, match=r"token id -2 at position 1 of document 0 "):
         TokenFile(small).verify_ids(6)
+
+
+def test_ids_of_a_damaged_index(small: Path) -> None:
+    put(Path(f"{small}.idx"), 78, struct.pack("<q", 9))
+    with pytest.raises(DataError, match=r"a\.idx: the index is damaged: document 1 starts at sequence 9 of 3; restore"):
+        TokenFile(small).verify_ids(5)
 
 
 # All or nothing
@@ -410,6 +423,13 @@ def test_abort_leaves_older_files_as_they_were(small: Path) -> None:
 def test_builder_refuses_a_dtype_too_small(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="uint16 cannot hold a vocabulary of 125700; use int32"):
         TokenFileBuilder(tmp_path / "a", "uint16", vocab_size=125_700, **FACTS)
+
+
+@pytest.mark.parametrize("fact", ["name", "lang", "category", "tokenizer_hash"])
+def test_builder_refuses_facts_that_make_no_line(tmp_path: Path, fact: str) -> None:
+    with pytest.raises(DataError, match=r"'two\\nlines' holds a character that cannot be printed"):
+        TokenFileBuilder(tmp_path / "a", "int32", vocab_size=1000, **FACTS | {fact: "two\nlines"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:
