@@ -93,6 +93,10 @@ class Loader:
         parts = [self.streams[source].read(index) for source, index in zip(source_ids, indices.tolist(), strict=True)]
         return pack(parts, source_ids)
 
+    def addressing_bytes(self) -> int:
+        """Bytes held in memory to find samples by their numbers."""
+        return sum(stream.addressing_bytes() for stream in self.streams)
+
 
 def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: int, max_tokens: int) -> list[Batch]:
     """A held-out file from its beginning, in order, each token a target exactly once (but the first of a document).

@@ -78,3 +78,8 @@ class SourceStream:
             order = permute(np.arange(documents, dtype=np.int64), documents, derive_key(self.key, epoch))
             self._orders[epoch] = (order, np.cumsum(self.lengths[order]))
         return self._orders[epoch]
+
+    def addressing_bytes(self) -> int:
+        """Bytes of the arrays that find documents."""
+        orders = sum(array.nbytes for pair in self._orders.values() for array in pair)
+        return self.lengths.nbytes + self.document_starts.nbytes + orders
