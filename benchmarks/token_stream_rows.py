@@ -325,7 +325,7 @@ def memory_of_writing(bench: Bench, folder: Path) -> Row:
     name += f"the peer's {peaks['peer', few]:.0f} MB)"
     flat = (peaks["ours", many] - peaks["ours", few]) * 1e6 < FLAT_BYTES
     reason = f"holds if ours grows by less than {FLAT_BYTES >> 20} MiB"
-    figures = (max(peaks["ours", many], 1e-3), peaks["peer", many])
+    figures = (max(peaks["ours", many], 1e-3), max(peaks["peer", many], 1e-3))
     return row(name, "MB", *figures, "IndexedDatasetBuilder", None, holds=flat, reason=reason)
 
 
@@ -342,7 +342,7 @@ def tokenizing_rows(bench: Bench) -> Iterator[Row]:
     """JSON lines of real text to token files, on two cores, start of processes included."""
     with bench.own_folder() as folder:
         texts = {language: folder / f"{language}.jsonl" for language in ("zh", "en")}
-        if not all(files.write_plain_text(language, path, bench.scale) for language, path in texts.items()):
+        if not all(files.write_plain_text(language, path, scale=bench.scale) for language, path in texts.items()):
             reason = f"no text under {files.text_folder()}; set MINDLLM_DATA"
             yield row("tokenising real text", "MB/s", None, None, "preprocess_data", 1.5, reason=reason)
             return

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
 pytest.importorskip("megatron.core")
 from benchmarks import token_stream_ours as ours
 from benchmarks import token_stream_peers as megatron
+from benchmarks import token_stream_rows as rows
 
 ROOT = Path(__file__).parents[2]
 SEQ_LEN, BATCH, SOURCES, SAMPLES_EACH = 64, 2, 3, 64
@@ -101,40 +101,61 @@ def test_hollow_sources_are_what_their_manifests_say(tmp_path: Path) -> None:
     assert abs(drawn.mean() - files.MEAN_TOKENS) < 0.02 * files.MEAN_TOKENS
 
 
-def test_every_row_is_produced(tmp_path: Path) -> None:
-    data = tmp_path / "data" / "pretrain"
-    data.mkdir(parents=True)
+@pytest.fixture
+def real_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of text in the layout of the real one."""
+    folder = tmp_path / "data" / "pretrain"
+    folder.mkdir(parents=True)
     for language, story in (("en", en_story), ("zh", zh_story)):
-        texts = itertools.islice(story(random.Random(0)), 4000)
+        texts = itertools.islice(story(random.Random(0)), 300)
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        (data / f"{language}_story.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
-    work = tmp_path / "work"
-    work.mkdir()
-    command = [sys.executable, "benchmarks/token_streams.py", "--scale", "0.0002", "--repetitions", "1"]
-    command += ["--work", str(work), "--json", str(tmp_path / "rows.json")]
-    environment = os.environ | {"MINDLLM_DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        (folder / f"{language}_story.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
+    monkeypatch.setenv("MINDLLM_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [
+        ("addressing", ["from files to first batch: 4,000 documents", "memory for addressing", "the same by growth"]),
+        ("random_reads", ["random samples of 2049 tokens, one", "random samples of 2049 tokens, ours 16"]),
+        ("delivery", ["waiting for a micro-batch of 16 x 2049", "waiting for a micro-batch of 16 x 2049"]),
+        ("writing", ["writing ", "writing ", "finishing ", "finishing ", "peak memory of writing 4,000 documents"]),
+        ("tokenizing", ["tokenising ", "tokenising "]),
+    ],
+)
+def test_rows_are_produced(
+    name: str, starts: list[str], tmp_path: Path, real_text: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # New processes import torch and megatron-core for seconds; one test of the command line has them.
+    monkeypatch.setattr(rows, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    write_all = files.write_plain_text
+    monkeypatch.setattr(files, "write_plain_text", lambda *arguments, scale: write_all(*arguments, scale=1.0))
+    found = list(rows.ROWS[name](rows.Bench(tmp_path, 0.0002, 1)))
+    assert len(found) == len(starts)
+    for row, start in zip(found, starts, strict=True):
+        assert row["name"].startswith(start)
+        assert row.keys() == KEYS
+        assert row["ours"] > 0
+        assert row["peer"] > 0
+        better = row["ours"] / row["peer"]
+        assert row["ratio"] == pytest.approx(better if row["unit"].endswith("/s") else 1 / better)
+
+
+def test_command_line_writes_rows_and_deletes_its_files(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "benchmarks/token_streams.py", "--scale", "0.00001", "--repetitions", "1"]
+    command += ["--only", "largest", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert all(row.keys() == KEYS for row in rows)
-    for start, count in (
-        ("from files to first batch: 4,000 documents", 1),
-        ("memory for addressing", 1),
-        ("random samples of 2049 tokens", 2),
-        ("waiting for a micro-batch of 16 x 2049", 2),
-        ("writing ", 2),
-        ("finishing a file of 4,000 documents", 2),
-        ("peak memory of writing 4,000 documents", 1),
-        ("tokenising ", 2),
-        ("best-fit packing", 1),
-        ("from files to first batch, ", 2),
-        ("growth of anonymous memory of 8 ranks", 1),
-    ):
-        found = [row for row in rows if row["name"].startswith(start)]
-        assert len(found) >= count, start
-        assert all(row["ours"] is not None or row["reason"] for row in found)
-    assert not list(work.iterdir())
-    assert f"{len(rows)}" == str(done.stdout.count("    ours "))
+    document = json.loads((tmp_path / "rows.json").read_text())
+    assert document.keys() == {"machine", "versions", "rows"}
+    assert [row["name"].split(",")[0].split(":")[0] for row in document["rows"]] == [
+        *["from files to first batch"] * 2,
+        "growth of anonymous memory of 8 ranks",
+    ]
+    assert all(row.keys() == KEYS and row["ours"] is not None and row["peer"] is None for row in document["rows"])
+    assert done.stdout.count("    ours ") == len(document["rows"])
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_wrong_arguments_are_refused() -> None:
