@@ -185,10 +185,6 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
         source_ids=torch.from_numpy(np.repeat(source_ids, lengths)),
     )
 
-    def addressing_bytes(self) -> int:
-        """Bytes held in memory to find samples by their numbers."""
-        return sum(stream.addressing_bytes() for stream in self.streams)
-
 
 def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: int, max_tokens: int) -> list[Batch]:
     """A held-out file from its beginning, in order, each token a target exactly once (but the first of a document).
