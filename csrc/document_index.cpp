@@ -57,6 +57,14 @@ void DocumentIndex::read_starts(int64_t group, std::vector<int64_t>& starts) con
     }
 }
 
+void DocumentIndex::read_lengths_in_order(int64_t group, std::vector<int64_t>& lengths) const {
+    const int64_t first = first_document(group);
+    read_lengths(&LocalBytes::read_in_order, first, std::min(group_, documents_ - first), lengths);
+    uint64_t tokens = 0;  // of a file that has changed the sum may be anything
+    for (const int64_t length : lengths) tokens += static_cast<uint64_t>(length);
+    if (tokens != static_cast<uint64_t>(group_tokens(group))) refuse("it has changed since it was opened");
+}
+
 // The tokens of documents [first, first + count).
 void DocumentIndex::read_lengths(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const {
     if (one_sequence_each_) return read_lengths_of_sequences(read, first, count, lengths);

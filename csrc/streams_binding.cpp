@@ -12,6 +12,7 @@
 
 #include "batch_reader.hpp"
 #include "bindings.hpp"
+#include "document_index.hpp"
 #include "mixture.hpp"
 #include "permutation.hpp"
 #include "sample_source.hpp"
@@ -77,6 +78,16 @@ Int64Array to_array(const std::vector<Stretch>& stretches) {
         *row++ = stretch.count;
     }
     return rows;
+}
+
+Int64Array lengths_of_group(const DocumentIndex& index, int64_t group) {
+    if (group < 0 || group >= index.groups()) throw py::index_error("there is no group " + std::to_string(group));
+    std::vector<int64_t> lengths;
+    {
+        const py::gil_scoped_release release;
+        index.read_lengths_in_order(group, lengths);
+    }
+    return Int64Array(static_cast<py::ssize_t>(lengths.size()), lengths.data());
 }
 
 Int64Array find_stretches(const SampleSource& source, int64_t position, int64_t seq_len) {
@@ -193,6 +204,16 @@ void bind_mixture(py::module_& module) {
 }
 
 void bind_batches(py::module_& module) {
+    py::class_<DocumentIndex>(module, "DocumentIndex", "The lengths of a source's documents, a group at a time.")
+        .def(py::init([](const Path& index_path, const TokenFileReader& reader, int64_t group) {
+                 if (group < 1) throw py::index_error("a group has one document at least");
+                 return std::make_unique<DocumentIndex>(index_path.string(), reader, group);
+             }),
+             py::arg("index_path"), py::arg("reader"), py::arg("group"), NoGil(),
+             "`group`: documents in each but the last. Reads the index once; ValueError for a damaged one.")
+        .def_property_readonly("groups", &DocumentIndex::groups)
+        .def("lengths", &lengths_of_group, py::arg("group"),
+             "int64[documents of the group], in tokens, read from the file. ValueError if it is damaged there.");
     py::class_<SampleSource, std::shared_ptr<SampleSource>>(module, "SampleSource",
                                                             "The samples of one source, by position. Thread-safe.")
         .def("find", &find_stretches, py::arg("position"), py::arg("seq_len"),

@@ -13,12 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mindllm_engine.command_line import parse_arguments, run_tool
-from mindllm_engine.corpus.prepare import token_prefixes
 from mindllm_engine.data.plan_summary import BlockSummary, PlanSummary, summarize
-from mindllm_engine.data.remote import open_source
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.training.config import RunConfig
-from mindllm_engine.training.setup import cache_of, make_plan
+from mindllm_engine.training.setup import make_plan, open_prepared
 
 
 @dataclass
@@ -33,9 +31,7 @@ def main() -> None:
     """Print what each block takes of each source, and refuse a plan that repeats one too often."""
     description = "Print what the blocks of a run's data plan take of each source, and refuse an impossible plan."
     config = parse_arguments(PlanArguments, description)
-    config.validate(world_size=1)
-    prefixes = token_prefixes(config.corpus) if config.corpus is not None else config.data.sources
-    sources = {name: open_source(prefix, cache_of(config)) for name, prefix in prefixes.items()}
+    sources = open_prepared(config)
     # Without its caps first, so that a plan which exceeds them is seen whole before it is refused.
     uncapped = [replace(block, max_epochs=math.inf, max_epochs_of={}) for block in config.data.blocks]
     plan = make_plan(replace(config, data=replace(config.data, blocks=uncapped)), sources)

@@ -92,18 +92,23 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
     with exclusive_lock(folder / ".lock", on_wait):
         if config.sample_seed is not None:
             _write_sample_if_absent(config.sources, config.sample_seed)
-        tokenizer_path = folder / "tokenizer.model"
-        if tokenizer_path.exists():
-            _check_tokenizer(tokenizer_path, config)
+        path = tokenizer_path(config)
+        if path.exists():
+            _check_tokenizer(path, config)
         else:
-            _train_tokenizer(tokenizer_path, config)
-        tokenizer = Tokenizer(tokenizer_path)
+            _train_tokenizer(path, config)
+        tokenizer = Tokenizer(path)
         done = [_tokenize(name, source, tokenizer, config) for name, source in config.sources.items()]
     return PreparedCorpus(
-        tokenizer_path,
+        path,
         {source.name: source.train_prefix for source in done},
         {source.name: source.heldout_prefix for source in done if source.heldout_prefix is not None},
     )
+
+
+def tokenizer_path(config: CorpusConfig) -> Path:
+    """Where `prepare_corpus` writes the tokenizer, or has written it."""
+    return Path(expand_path(config.dir)) / "tokenizer.model"
 
 
 def token_prefixes(config: CorpusConfig) -> dict[str, str]:

@@ -144,6 +144,13 @@ class Loader:
         `micro_batches`."""
         return self._finish(self._begin(samples))
 
+    def find(self, sample: int) -> tuple[int, NDArray[np.int64]]:
+        """Where a global sample comes from: its source's id, and int64[stretches, 4]: document, place in the document,
+        place in the file, tokens. Raises DataError for a damaged index."""
+        with reading(Path("a token file")):
+            source, stretches = self._reader.find(sample)
+        return source, stretches
+
     def _read_ahead(self, firsts: list[int], micro_batch: int) -> None:
         """Make the pending micro-batches those that start at `firsts`; what else was expected is dropped."""
         last = max(self.plan.samples - micro_batch, firsts[0])

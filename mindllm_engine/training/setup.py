@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
-from mindllm_engine.corpus.prepare import prepare_corpus
+from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.cache_folder import CacheFolder
@@ -92,15 +92,15 @@ def open_data(config: RunConfig) -> Data:
     Raises:
         DataError, ConfigError: whatever is wrong with them, by file and key.
     """
-    prefixes, heldout_prefixes, tokenizer_path = config.data.sources, config.data.heldout, config.data.tokenizer
+    prefixes, heldout_prefixes = config.data.sources, config.data.heldout
     if config.corpus is not None:
         prepared = prepare_corpus(config.corpus)
-        prefixes, heldout_prefixes, tokenizer_path = prepared.sources, prepared.heldout, str(prepared.tokenizer)
-    tokenizer = Tokenizer(tokenizer_path) if tokenizer_path else None
+        prefixes, heldout_prefixes = prepared.sources, prepared.heldout
+    tokenizer = open_tokenizer(config)
     vocab_size = config.model.selected.vocab_size
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer_path}"
+            f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer.model_path}"
         )
     cache = cache_of(config)
     sources = {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
@@ -110,6 +110,28 @@ def open_data(config: RunConfig) -> Data:
         if file is not None:
             file.check(tokenizer.hash if tokenizer else files[0].manifest.tokenizer_hash, vocab_size)
     return Data(files, heldout, make_plan(config, sources), tokenizer)
+
+
+def open_prepared(config: RunConfig) -> dict[str, Source]:
+    """The training sources of a run by name, for looking at them: their token files must exist, and nothing is made.
+
+    Raises:
+        DataError, ConfigError: the configuration, or a token file.
+    """
+    config.validate(world_size=1)
+    prefixes = token_prefixes(config.corpus) if config.corpus is not None else config.data.sources
+    cache = cache_of(config)
+    return {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
+
+
+def open_tokenizer(config: RunConfig) -> Tokenizer | None:
+    """The tokenizer of a run whose corpus has been prepared; None where the configuration names none.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = tokenizer_path(config.corpus) if config.corpus is not None else config.data.tokenizer
+    return Tokenizer(path) if path else None
 
 
 def cache_of(config: RunConfig) -> CacheFolder | None:
