@@ -1,8 +1,8 @@
 """Look at a run's data: `python tools/inspect_data.py --config configs/demo.yaml [--samples 0,17,4000] [--out DIR]`.
 
-Reads the config of the run (several `--config` files complete each other) and the token files, which must exist: no text
-is tokenised, and no network is built. Prints statistics of the sources and some samples as training reads them, and
-draws the share of each source over the course of the plan.
+Reads the config of the run (several `--config` files complete each other) and the token files, which must exist; no
+text is tokenised, and no network is built. Prints statistics of the sources and some samples as training reads them,
+and draws the share of each source over the course of the plan.
 """
 
 import re
@@ -59,7 +59,7 @@ def main() -> None:
     if config.json is not None:
         summary = asdict(summarize(plan, config.data.blocks))
         write_json(Path(config.json), {"plan": summary} | describe(inspection, decode))
-    console = Console(width=150 if not Console().is_terminal else None, highlight=False)
+    console = Console(width=160 if not Console().is_terminal else None, highlight=False)
     print_inspection(console, inspection, decode)
     console.print(f"plan {plan.hash}: {plan.samples:,} samples, packing {plan.packing}, seed {plan.seed}")
     console.print(f"picture of the mixture: {picture}", markup=False, soft_wrap=True)

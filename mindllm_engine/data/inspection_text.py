@@ -36,7 +36,7 @@ def print_sources(console: Console, plan: Plan, sources: Sequence[SourceView]) -
     seq_lens = sorted({block.seq_len for block in plan.blocks})
     packed = seq_lens if plan.packing == "best_fit" else []
     longest = max(source.lengths.longest for source in sources)
-    table = Table(title="sources, lengths in tokens", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="sources, lengths in tokens", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("source", "lang", "category"):
         table.add_column(title, overflow="fold")
     titles = ["documents", "tokens", "empty", "mean", "median", "p90", "p99", "longest"]

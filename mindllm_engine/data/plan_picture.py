@@ -1,5 +1,5 @@
-"""A plan drawn: the share of each source over its course, and some successive samples from its middle (after Figure 5 of
-the MindLLM paper, arXiv 2310.15777)."""
+"""A plan drawn: the share of each source over its course, and some successive samples from its middle (after Figure 5
+of the MindLLM paper, arXiv 2310.15777)."""
 
 import colorsys
 import io

@@ -100,7 +100,8 @@ def open_data(config: RunConfig) -> Data:
     vocab_size = config.model.selected.vocab_size
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {tokenizer.model_path}"
+            f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
+            f"{tokenizer.model_path}"
         )
     cache = cache_of(config)
     sources = {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
