@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import pytest
 
 from mindllm_engine.errors import ConfigError, DataError
 from tests.data.remote_servers import range_server
-from tests.training.tiny_run import command, environment, launch, losses, records, train_here, write_config
+from tests.training.tiny_run import (
+    command,
+    environment,
+    launch,
+    losses,
+    records,
+    train_here,
+    write_config,
+    write_tokens,
+)
 
 
 def test_a_packed_run_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -101,3 +111,35 @@ def test_a_file_cut_short_under_a_run(tmp_path: Path, suffix: str, size: int) ->
     train_here(config, "--train.stop_after", str(reached + 10))
     train_here(config, "--run.dir", str(tmp_path / "whole"), "--train.stop_after", str(reached + 10))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+OTHER_FILES = """
+import os, sys
+from mindllm_engine.command_line import parse_arguments, run_tool
+from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.loop import pretrain
+config = parse_arguments(RunConfig, "", ["--config", sys.argv[1]])
+if os.environ["RANK"] == "1":
+    config.data.sources["en"] += "_elsewhere"
+run_tool(lambda: pretrain(config))
+"""
+
+
+def test_ranks_that_see_different_files_are_refused(tmp_path: Path) -> None:
+    """As when a folder of token files was copied to the disks of several hosts, and to one of them wrongly."""
+    config = write_config(tmp_path)
+    for suffix in ("bin", "idx", "json"):
+        shutil.copy(tmp_path / f"en.{suffix}", tmp_path / f"en_elsewhere.{suffix}")
+    script = tmp_path / "script.py"
+    script.write_text(OTHER_FILES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = [*torchrun, str(script), str(config)]
+    same = subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=240)
+    assert same.returncode == 0, same.stderr
+    write_tokens(tmp_path / "en_elsewhere", "en", documents=300, seed=77)
+    shutil.rmtree(tmp_path / "run")
+    other = subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=240)
+    errors = [line for line in other.stderr.splitlines() if line.startswith("error:")]
+    assert errors, other.stderr
+    assert "data.sources: some rank sees other files; give all hosts the same ones" in errors[0]
+    assert not (tmp_path / "run").exists()
