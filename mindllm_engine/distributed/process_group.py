@@ -97,3 +97,11 @@ def any_rank(flag: bool) -> bool:
     """Whether the flag is set on some rank. Travels between hosts by gloo and does not wait for the device."""
     tensor = torch.tensor([int(flag)], dtype=torch.int32)
     return bool(all_reduce_sum(tensor).item())
+
+
+def value_of_rank_0(value: int) -> int:
+    """What rank 0 has for a non-negative number below 2^63. Travels as `any_rank`'s flag does."""
+    tensor = torch.tensor([value], dtype=torch.int64)
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return int(tensor.item())

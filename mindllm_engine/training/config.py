@@ -146,6 +146,10 @@ class RunConfig:
             raise ConfigError(f"run.seed: {self.run.seed} must lie in [0, {MAX_SEED})")
         if self.train.steps * self.train.global_batch_size >= MAX_SAMPLES:
             raise ConfigError(f"train.steps: {self.train.steps} steps are beyond what can be counted")
+        if self.data.cache_bytes is not None and self.data.cache_bytes < 1:
+            raise ConfigError(
+                f"data.cache_bytes: {self.data.cache_bytes} must be at least 1; leave it out for no limit"
+            )
         if self.data.heldout is None or self.data.sources is None:
             raise ConfigError("data.sources and data.heldout: leave the key out where there are none, instead of null")
         named: dict[Path, str] = {}

@@ -23,6 +23,7 @@ from mindllm_engine.training.setup import (
     check_run_folder,
     checkpoint_state,
     open_data,
+    refuse_different_data,
     select_implementations,
 )
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
@@ -40,7 +41,9 @@ def pretrain(config: RunConfig) -> None:
     checkpoint = check_run_folder(config, data)
     run = None
     try:
-        run = build_run(config, data, checkpoint, start_processes())
+        world = start_processes()
+        refuse_different_data(data, world)
+        run = build_run(config, data, checkpoint, world)
         with StopSignal() as stop:
             train(run, stop)
     finally:

@@ -21,7 +21,7 @@ from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.data_parallel import DataParallel
-from mindllm_engine.distributed.process_group import World, any_rank
+from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
@@ -200,6 +200,19 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
             f"{checkpoint}: of another tokenizer than the data; restore that, or choose another run.dir"
         )
     return checkpoint
+
+
+def refuse_different_data(data: Data, world: World) -> None:
+    """Compare the plans of all ranks, which is what their token files make them.
+
+    Raises:
+        DataError: on all ranks, if some rank has another plan than rank 0: hosts that see different files.
+    """
+    ours = int(data.plan.hash, 16) >> 1  # 63 bits of it
+    differs = value_of_rank_0(ours) != ours
+    if any_rank(differs):
+        whose = f"rank {world.rank} sees other token files than rank 0" if differs else "some rank sees other files"
+        raise DataError(f"data.sources: {whose}; give all hosts the same ones (tools/plan_data.py shows a plan's hash)")
 
 
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
