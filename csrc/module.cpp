@@ -40,11 +40,12 @@ void translate(std::exception_ptr error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The engine's C++: token files, packing, and token streams.";
+    module.doc() = "The engine's C++: token files, packing, token streams, and encoding by units.";
     missing_chunk_error = py::exception<mindllm::MissingChunk>(module, "MissingChunkError", PyExc_LookupError).release();
     py::register_exception_translator(&translate);
     mindllm::bind_token_bytes(module);
     mindllm::bind_packing(module);
     mindllm::bind_token_files(module);
     mindllm::bind_streams(module);
+    mindllm::bind_text_units(module);
 }

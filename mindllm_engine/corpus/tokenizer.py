@@ -19,6 +19,8 @@ import numpy.typing as npt
 import sentencepiece
 import xxhash
 
+import mindllm_engine._native as _native
+from mindllm_engine.corpus.sentencepiece_model import encodes_by_units
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import DataError
 
@@ -27,11 +29,7 @@ UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 # SentencePiece writes spaces as this character inside, and would decode the character itself as a space.
 _SPACE_MARK = "\u2581"
 
-# A word with the spaces before it, or spaces alone. No piece of a SentencePiece BPE vocabulary has a space mark after
-# another character, so no merge crosses the borders between these, and encoding them one by one changes no id.
-_WORDS = re.compile(r" *[^ ]+| +")
-_CACHED_WORD_CHARS = 32
-_CACHED_WORDS = 200_000  # some 60 MB a process
+_CACHE_BYTES = 32 << 20  # of units and their ids; 30 MB of web text, Chinese or English, leave some 9 MB
 
 _TAB_RUNS = ["\t" * count for count in range(1, 9)]
 _SENTENCE_CHARS = 4000
@@ -41,7 +39,7 @@ _TRAINER_THREADS = 16  # a constant, because the model file records it: the same
 
 
 class Tokenizer:
-    """A trained SentencePiece model. One process or thread each: encoding fills a cache of words."""
+    """A trained SentencePiece model. Thread-safe; encoding fills a cache of some 32 MB at most."""
 
     def __init__(self, model_path: str | Path) -> None:
         """Raises DataError if the file is missing or no SentencePiece model."""
@@ -62,10 +60,12 @@ class Tokenizer:
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
-        self._encode_by_words = self._words_are_independent()
-        self._ids_of_word: dict[str, list[int]] = {}
-        mark_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
-        self._ids_of_space_mark: list[int] = [] if UNK_ID in mark_bytes else mark_bytes
+        bytes_of_mark = [f"<0x{byte:02X}>" for byte in _SPACE_MARK.encode()]
+        self._ids_of_space_mark: list[int] = self._processor.piece_to_id(bytes_of_mark)
+        self._units: _native.UnitEncoder | None = None
+        if encodes_by_units(self._processor):
+            pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
+            self._units = _native.UnitEncoder(pieces, _CACHE_BYTES)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without `<s>` and `</s>`; text such as "<s>" in it is plain characters.
@@ -82,18 +82,16 @@ class Tokenizer:
         `decode` gives each text back exactly, whatever its characters, for a tokenizer that `train_tokenizer` made.
         Raises DataError for a lone surrogate.
         """
-        words_of_texts = [self._words(text) for text in texts]
-        long_words = self._learn_words(words_of_texts)
-        ids_of_words: list[list[int]] = []  # of all texts, one after the other
-        lengths = np.empty(len(texts), dtype=np.int32)
-        for i, words in enumerate(words_of_texts):
-            ids_of_words += map(self._ids_of_word.__getitem__, words)
-            lengths[i] = sum(map(len, ids_of_words[len(ids_of_words) - len(words) :]))
+        try:
+            if self._units is not None:
+                tokens, lengths = self._units.encode(texts, self._encode_units)
+                return tokens, lengths
+            ids_of_texts = self._processor.encode([text.encode() for text in texts], num_threads=1)
+        except UnicodeEncodeError as error:
+            raise DataError("a text holds a lone surrogate, which is no Unicode character") from error
+        lengths = np.fromiter(map(len, ids_of_texts), dtype=np.int32, count=len(texts))
         total = int(lengths.sum(dtype=np.int64))
-        tokens = np.fromiter(itertools.chain.from_iterable(ids_of_words), dtype=np.int32, count=total)
-        for word in long_words:
-            del self._ids_of_word[word]
-        return tokens, lengths
+        return np.fromiter(itertools.chain.from_iterable(ids_of_texts), dtype=np.int32, count=total), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; `<s>` and `</s>` give nothing, and bytes that are no UTF-8 give U+FFFD.
@@ -106,44 +104,11 @@ class Tokenizer:
         text: str = self._processor.decode(ids)
         return text
 
-    def _words_are_independent(self) -> bool:
-        """True for our own models; False for one that adds or removes spaces, or has pieces across words."""
-        for text in ("a", " a", "  ", "a "):
-            if "".join(self._processor.encode(text, out_type=str)) != text.replace(" ", _SPACE_MARK):
-                return False
-        pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
-        return not any(_SPACE_MARK in piece.lstrip(_SPACE_MARK) for piece in pieces)
-
-    def _words(self, text: str) -> list[str]:
-        if _SPACE_MARK in text and self._ids_of_space_mark:
-            parts = text.split(_SPACE_MARK)
-            words = self._words_without_mark(parts[0])
-            for part in parts[1:]:
-                words.append(_SPACE_MARK)
-                words += self._words_without_mark(part)
-            return words
-        return self._words_without_mark(text)
-
-    def _words_without_mark(self, text: str) -> list[str]:
-        return _WORDS.findall(text) if self._encode_by_words else [text]
-
-    def _learn_words(self, words_of_texts: list[list[str]]) -> list[str]:
-        """Put the ids of every word in the cache; return the long words, which rarely come back, to be removed.
-
-        Short words return so often that looking them up doubles the speed of English.
-        """
-        if len(self._ids_of_word) > _CACHED_WORDS:
-            self._ids_of_word = {}
-        cache = self._ids_of_word
-        if self._ids_of_space_mark:
-            cache[_SPACE_MARK] = self._ids_of_space_mark
-        unknown = list({word: None for words in words_of_texts for word in words if word not in cache})
-        try:
-            ids_of_unknown = self._processor.encode(unknown, num_threads=1)
-        except (RuntimeError, TypeError) as error:  # pybind11 cannot make UTF-8 of a lone surrogate
-            raise DataError("a text holds a lone surrogate, which is no Unicode character") from error
-        cache.update(zip(unknown, ids_of_unknown, strict=True))
-        return [word for word in unknown if len(word) > _CACHED_WORD_CHARS]
+    def _encode_units(self, units: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode(units, num_threads=1)
+        if _SPACE_MARK in units:
+            ids[units.index(_SPACE_MARK)] = self._ids_of_space_mark
+        return ids
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_path: str | Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The tokenizer: lossless for any text, deterministic, and the same ids whether by words or as SentencePiece alone."""
+"""The tokenizer: lossless for any text, deterministic, and the same ids whether by units or as SentencePiece alone."""
 
 import itertools
 import unicodedata
@@ -11,7 +11,6 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mindllm_engine.corpus import tokenizer as tokenizer_module
 from mindllm_engine.corpus.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer, train_tokenizer
 from mindllm_engine.errors import DataError
 
@@ -45,16 +44,13 @@ def test_decode_gives_back_every_character(tokenizer: Tokenizer) -> None:
 
 
 @given(mixed_text)
-def test_words_give_the_ids_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+def test_units_give_the_ids_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("\u2581", "")
     plain = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.model_path))
     assert tokenizer.encode(text) == plain.encode(text)
 
 
-def test_a_batch_is_its_texts_back_to_back(
-    tokenizer: Tokenizer, documents: MakeDocuments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizer_module, "_CACHED_WORDS", 20)  # so that the cache is emptied on the way
+def test_a_batch_is_its_texts_back_to_back(tokenizer: Tokenizer, documents: MakeDocuments) -> None:
     texts = [*documents(50, 3), "", *FRAGMENTS]
     tokens, lengths = tokenizer.encode_batch(texts)
     assert tokens.dtype == lengths.dtype == np.int32
