@@ -31,6 +31,8 @@ class DocumentIndex {
     // Where the documents of a group start in the stream, and at the end where the last of them ends. `starts` is
     // resized. FormatError if the file is damaged there, or is not what it was.
     void read_starts(int64_t group, std::vector<int64_t>& starts) const;
+    // Throws the FormatError for a file that is not what it was when it was opened.
+    [[noreturn]] void refuse_change() const;
 
   private:
     // How LocalBytes reads: for a group here and there, or for all of them one after the other.
