@@ -290,8 +290,7 @@ def test_lengths_that_change_after_packing_and_add_up_all_the_same(tmp_path: Pat
     assert sum(len(source.find(sample, SEQ_LEN)) for sample in range(20)) == 30  # as many samples: the new documents
     put(tmp_path / "a.idx", 34, struct.pack("<40i", *[340], *[0] * 39))
     with pytest.raises(ValueError, match=r"a\.idx: damaged: it has changed since it was opened"):
-        for sample in range(20):
-            source.find(sample, SEQ_LEN)
+        source.find(0, SEQ_LEN)
 
 
 @pytest.mark.parametrize("kind", [contiguous, packed])
