@@ -41,7 +41,7 @@ real-text: setup
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Hostile token files and manifests under the sanitizers, a million inputs in all (tests/fuzz/__init__.py): about 11 minutes on two cores.
+# Hostile token files, manifests and samples under the sanitizers, 1.1 million inputs in all (tests/fuzz/__init__.py).
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz.run
 

@@ -1,7 +1,10 @@
 // Batches: find the stretches of each sample, read them, and write what a step needs beside the tokens.
 #include "batch_reader.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <utility>
@@ -41,6 +44,13 @@ BatchReader::BatchReader(std::shared_ptr<const Mixture> mixture, std::vector<Bat
         throw std::out_of_range(std::to_string(sources_.size()) + " sources for a mixture of " +
                                 std::to_string(mixture_->sources()));
     }
+    if (vocab_size < 1) throw std::out_of_range("a vocabulary of " + std::to_string(vocab_size));
+}
+
+const BatchSource& BatchReader::source(int64_t id) const {
+    const BatchSource& found = sources_[static_cast<size_t>(id)];
+    if (!found.samples) throw std::out_of_range(found.prefix + ": there are no samples of this source");
+    return found;
 }
 
 int64_t BatchReader::count_tokens(const std::vector<int64_t>& samples) const {
@@ -134,41 +144,59 @@ void BatchReader::refuse_id(const BatchSource& source, const Stretch& stretch, c
                           std::to_string(vocab_size_));
 }
 
-ReadAhead::ReadAhead(std::shared_ptr<const BatchReader> reader, int threads) : reader_(std::move(reader)) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back(&ReadAhead::work, this);
+ReadAhead::ReadAhead(std::shared_ptr<const BatchReader> reader, int threads)
+    : reader_(std::move(reader)), owner_(::getpid()), queue_(std::make_unique<Queue>()) {
+    if (threads < 1 || threads > kMaxThreads) {
+        throw std::out_of_range(std::to_string(threads) + " threads; give 1 to " + std::to_string(kMaxThreads));
+    }
+    try {
+        for (int i = 0; i < threads; ++i) queue_->threads.emplace_back(&ReadAhead::work, std::ref(*queue_));
+    } catch (...) {
+        stop();
+        throw;
+    }
 }
 
 ReadAhead::~ReadAhead() {
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        stopping_ = true;
-        waiting_.clear();
+    if (::getpid() == owner_) {
+        stop();
+    } else {
+        queue_.release();  // a lock in it may be held, and a thread waited for, by nobody
     }
-    changed_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+}
+
+void ReadAhead::stop() {
+    {
+        const std::lock_guard<std::mutex> lock(queue_->mutex);
+        queue_->stopping = true;
+        queue_->waiting.clear();
+    }
+    queue_->changed.notify_all();
+    for (std::thread& thread : queue_->threads) thread.join();
 }
 
 std::future<int64_t> ReadAhead::submit(std::vector<int64_t> samples, BatchArrays out) {
+    if (::getpid() != owner_) throw std::runtime_error("the threads that read ahead are not in this forked process");
     std::packaged_task<int64_t()> task(
         [reader = reader_, samples = std::move(samples), out] { return reader->read(samples, out); });
     std::future<int64_t> result = task.get_future();
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        waiting_.push_back(std::move(task));
+        const std::lock_guard<std::mutex> lock(queue_->mutex);
+        queue_->waiting.push_back(std::move(task));
     }
-    changed_.notify_one();
+    queue_->changed.notify_one();
     return result;
 }
 
-void ReadAhead::work() {
+void ReadAhead::work(Queue& queue) {
     while (true) {
         std::packaged_task<int64_t()> task;
         {
-            std::unique_lock<std::mutex> lock(mutex_);
-            changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
-            if (stopping_) return;
-            task = std::move(waiting_.front());
-            waiting_.pop_front();
+            std::unique_lock<std::mutex> lock(queue.mutex);
+            queue.changed.wait(lock, [&queue] { return queue.stopping || !queue.waiting.empty(); });
+            if (queue.stopping) return;
+            task = std::move(queue.waiting.front());
+            queue.waiting.pop_front();
         }
         task();
     }

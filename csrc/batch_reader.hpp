@@ -2,6 +2,8 @@
 // the caller owns (pinned memory, on a GPU machine), at once or ahead of need by threads.
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -27,7 +29,7 @@ struct BatchSource {
     std::string prefix;
     TokenTypeInfo type;
     std::shared_ptr<const TokenBytes> bytes;
-    std::shared_ptr<const SampleSource> samples;
+    std::shared_ptr<const SampleSource> samples;  // null if no sample of it is read
 };
 
 // Where a batch is written: `room` numbers each, room + 1 of cu_seqlens.
@@ -40,7 +42,8 @@ struct BatchArrays {
 // Immutable, so safe to share among threads.
 class BatchReader {
   public:
-    // The sources in the order that gives them their ids in the mixture and in batches. Token ids that are read must lie in [0, vocab_size).
+    // The sources in the order that gives them their ids in the mixture and in batches. Token ids that are read must lie in
+    // [0, vocab_size). std::out_of_range for another number of sources than the mixture's, or a vocabulary of none.
     BatchReader(std::shared_ptr<const Mixture> mixture, std::vector<BatchSource> sources, int64_t vocab_size);
 
     // The tokens of a batch of these global samples, each of its block's seq_len.
@@ -55,7 +58,8 @@ class BatchReader {
     int64_t find(int64_t sample, std::vector<Stretch>& out) const;
 
   private:
-    const BatchSource& source(int64_t id) const { return sources_[static_cast<size_t>(id)]; }
+    // std::out_of_range for a source whose samples are not there.
+    const BatchSource& source(int64_t id) const;
     // A part of a batch: the samples written so far take `tokens` of its places and `borders` numbers of cu_seqlens, and
     // come from `sources`.
     struct Progress {
@@ -74,24 +78,34 @@ class BatchReader {
 // Threads that read batches before they are needed. Batches are finished in any order.
 class ReadAhead {
   public:
+    static constexpr int kMaxThreads = 1024;
+
+    // std::out_of_range for a number of threads outside [1, kMaxThreads], std::system_error if the system has no more.
     ReadAhead(std::shared_ptr<const BatchReader> reader, int threads);
-    // Waits for the batches under way; those not begun are never read, and their futures throw.
+    // Waits for the batches under way; those not begun are never read, and their futures throw. In a forked child, which
+    // has none of the threads, it leaves everything as it is.
     ~ReadAhead();
     ReadAhead(const ReadAhead&) = delete;
     ReadAhead& operator=(const ReadAhead&) = delete;
 
-    // As BatchReader::read, later: the arrays must stay until the future is ready.
+    // As BatchReader::read, later: the arrays must stay until the future is ready. std::runtime_error in a forked child.
     std::future<int64_t> submit(std::vector<int64_t> samples, BatchArrays out);
 
   private:
-    void work();
+    // What the threads share.
+    struct Queue {
+        std::mutex mutex;
+        std::condition_variable changed;
+        std::deque<std::packaged_task<int64_t()>> waiting;
+        bool stopping = false;
+        std::vector<std::thread> threads;
+    };
+    static void work(Queue& queue);
+    void stop();
 
     const std::shared_ptr<const BatchReader> reader_;
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::deque<std::packaged_task<int64_t()>> waiting_;
-    bool stopping_ = false;
-    std::vector<std::thread> threads_;
+    const pid_t owner_;
+    std::unique_ptr<Queue> queue_;
 };
 
 }  // namespace mindllm

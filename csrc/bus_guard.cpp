@@ -30,6 +30,15 @@ void handle(int, siginfo_t*, void*) {
     ::sigaction(SIGBUS, &next, nullptr);
 }
 
+// Who takes the signal first and hands it on to this handler may have blocked it meanwhile, and the jump has left it so;
+// the next fault would end the process. (Saving the mask before each copy would cost a system call.)
+void unblock() {
+    sigset_t bus;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    ::pthread_sigmask(SIG_UNBLOCK, &bus, nullptr);
+}
+
 }  // namespace
 
 void install_bus_guard() {
@@ -51,6 +60,7 @@ bool copy_guarded(void* out, const void* from, size_t bytes) {
     sigjmp_buf here;
     if (sigsetjmp(here, 0) != 0) {
         resume = nullptr;
+        unblock();
         return false;
     }
     resume = &here;

@@ -51,10 +51,12 @@ void DocumentIndex::read_starts(int64_t group, std::vector<int64_t>& starts) con
     starts[0] = border(group);
     std::partial_sum(lengths.begin(), lengths.end(), starts.begin() + 1);
     for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[0];
-    if (starts.back() != border(group + 1)) {
-        index_.check_end();
-        refuse("it has changed since it was opened");
-    }
+    if (starts.back() != border(group + 1)) refuse_change();
+}
+
+void DocumentIndex::refuse_change() const {
+    index_.check_end();
+    refuse("it has changed since it was opened");
 }
 
 void DocumentIndex::read_lengths_in_order(int64_t group, std::vector<int64_t>& lengths) const {
@@ -105,6 +107,10 @@ void DocumentIndex::read_first_sequences(Read read, int64_t first, int64_t count
 }
 
 bool DocumentIndex::has_one_sequence_each() const {
+    // The reader has opened a file of that size, and another may be there by now.
+    if (index_.bytes() != static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * (documents_ + 1)) {
+        refuse_change();
+    }
     if (documents_ != sequences_) return false;
     std::vector<int64_t> sequences;
     for (int64_t first = 0; first < documents_; first += kAtOnce) {

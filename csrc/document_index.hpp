@@ -34,6 +34,8 @@ class DocumentIndex {
     // The tokens of each document of a group, for one who goes through all groups in order: not by the map, whose pages
     // would stay in memory. `lengths` is resized. FormatError as read_starts.
     void read_lengths_in_order(int64_t group, std::vector<int64_t>& lengths) const;
+    // Throws the FormatError for a file that is not what it was when it was opened.
+    [[noreturn]] void refuse_change() const;
 
   private:
     // How LocalBytes reads: for a group here and there, or for all of them one after the other.

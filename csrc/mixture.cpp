@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "sample_source.hpp"
 
 namespace mindllm {
 
@@ -25,8 +28,9 @@ int64_t scaled(int64_t a, int64_t b, int64_t c) {
 
 bool fits(const BlockSpec& block, size_t sources) {
     const auto is_negative = [](int64_t number) { return number < 0; };
-    if (block.quotas.size() != sources || block.firsts.size() != sources || block.seq_len < 1 ||
-        block.samples_per_chunk < 1 || std::any_of(block.quotas.begin(), block.quotas.end(), is_negative) ||
+    const bool is_known = block.order == Order::kShuffled || block.order == Order::kBlocked || block.order == Order::kChunked;
+    if (!is_known || block.quotas.size() != sources || block.firsts.size() != sources || block.seq_len < 1 ||
+        block.seq_len > SampleSource::kMaxSeqLen || block.samples_per_chunk < 1 || std::any_of(block.quotas.begin(), block.quotas.end(), is_negative) ||
         std::any_of(block.firsts.begin(), block.firsts.end(), is_negative)) {
         return false;
     }
@@ -43,10 +47,19 @@ bool fits(const BlockSpec& block, size_t sources) {
     return true;
 }
 
+// Whether a position in a source is counted by int64, and the end of the last sample too.
+bool is_within_counting(const BlockSpec& block, bool by_token) {
+    const int64_t advance = by_token ? block.seq_len : 1;
+    for (size_t source = 0; source < block.quotas.size(); ++source) {
+        const __int128 end = static_cast<__int128>(block.quotas[source]) * advance + block.firsts[source];
+        if (end + block.seq_len + 1 > std::numeric_limits<int64_t>::max()) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
-MixtureBlock::MixtureBlock(BlockSpec spec, size_t sources) : spec_(std::move(spec)) {
-    if (!fits(spec_, sources)) throw std::out_of_range("a block does not fit its " + std::to_string(sources) + " sources");
+MixtureBlock::MixtureBlock(BlockSpec spec) : spec_(std::move(spec)) {
     for (const auto& category : spec_.categories) members_.insert(members_.end(), category.begin(), category.end());
     for (const int64_t source : members_) {
         if (__builtin_add_overflow(samples_, quota(source), &samples_)) {
@@ -124,7 +137,11 @@ Mixture::Mixture(std::vector<BlockSpec> blocks, size_t sources, bool by_token)
     : sources_(sources), by_token_(by_token) {
     for (BlockSpec& block : blocks) {
         if (block.first_sample != samples_) throw std::out_of_range("the blocks do not follow each other");
-        blocks_.emplace_back(std::move(block), sources);
+        if (!fits(block, sources)) {
+            throw std::out_of_range("a block does not fit its " + std::to_string(sources) + " sources");
+        }
+        if (!is_within_counting(block, by_token)) throw std::out_of_range("a block that ends beyond counting");
+        blocks_.emplace_back(std::move(block));
         if (__builtin_add_overflow(samples_, blocks_.back().samples(), &samples_)) {
             throw std::out_of_range("a plan of too many samples");
         }

@@ -14,7 +14,7 @@ enum class Order { kShuffled, kBlocked, kChunked };
 // One block of a plan; mindllm_engine.data.mixture.Block says what each number means.
 struct BlockSpec {
     int64_t first_sample;  // number of its first global sample
-    int64_t seq_len;       // tokens a sample advances
+    int64_t seq_len;       // tokens a sample advances, at most SampleSource::kMaxSeqLen
     Order order;
     int64_t samples_per_chunk;  // of kChunked: samples of one source in a row
     uint64_t key;               // names the block's permutations
@@ -34,7 +34,8 @@ struct SampleAddress {
 // A block with its cumulative counts. Its positions are numbered from 0.
 class MixtureBlock {
   public:
-    MixtureBlock(BlockSpec spec, size_t sources);
+    // `spec` has been checked.
+    explicit MixtureBlock(BlockSpec spec);
 
     int64_t samples() const { return samples_; }
     int64_t first_sample() const { return spec_.first_sample; }
@@ -66,7 +67,8 @@ class MixtureBlock {
 class Mixture {
   public:
     // `by_token`: a source is addressed by token (contiguous), not by the number of a sample (best fit).
-    // std::out_of_range for blocks that do not follow each other from sample 0, or do not fit the sources.
+    // std::out_of_range for blocks that do not follow each other from sample 0, do not fit the sources, or reach positions
+    // beyond int64.
     Mixture(std::vector<BlockSpec> blocks, size_t sources, bool by_token);
 
     int64_t samples() const { return samples_; }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -11,13 +12,26 @@
 
 namespace mindllm {
 
+void SampleSource::require_sample(int64_t position, int64_t seq_len) {
+    if (seq_len < 1 || seq_len > kMaxSeqLen || position < 0 ||
+        position > std::numeric_limits<int64_t>::max() - seq_len - 1) {
+        throw std::out_of_range("there is no sample of " + std::to_string(seq_len) + " tokens at " +
+                                std::to_string(position));
+    }
+}
+
 ContiguousSource::ContiguousSource(std::shared_ptr<const DocumentIndex> index, uint64_t key)
     : index_(std::move(index)), key_(key) {
     if (index_->tokens() == 0) throw FormatError(index_->path(), "there are no tokens to make samples of");
 }
 
 void ContiguousSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const {
+    require_sample(position, seq_len);
     int64_t left = seq_len + 1;
+    if (left / index_->tokens() >= kMaxEpochs) {
+        throw FormatError(index_->path(), std::to_string(index_->tokens()) + " tokens are too few for samples of " +
+                                              std::to_string(seq_len));
+    }
     int64_t number = position / index_->tokens(), offset = position % index_->tokens();
     while (left > 0) {
         const int64_t count = std::min(left, index_->tokens() - offset);
@@ -37,16 +51,14 @@ int64_t ContiguousSource::addressing_bytes() const {
 
 std::shared_ptr<const ContiguousSource::Epoch> ContiguousSource::epoch(int64_t number) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto& kept = epochs_[number];
-    if (!kept) {
-        kept = make_epoch(number);
-        if (epochs_.size() > kEpochsKept) {
-            const auto made = kept;
-            epochs_.erase(epochs_.begin()->first == number ? std::prev(epochs_.end()) : epochs_.begin());
-            return made;
-        }
+    const auto kept = epochs_.find(number);
+    if (kept != epochs_.end()) return kept->second;
+    const auto made = make_epoch(number);
+    epochs_.emplace(number, made);
+    if (epochs_.size() > kEpochsKept) {
+        epochs_.erase(epochs_.begin()->first == number ? std::prev(epochs_.end()) : epochs_.begin());
     }
-    return kept;
+    return made;
 }
 
 std::shared_ptr<const ContiguousSource::Epoch> ContiguousSource::make_epoch(int64_t number) const {
@@ -111,6 +123,10 @@ void lengths_of(const std::vector<int64_t>& starts, std::vector<int64_t>& length
 
 PackedWindows::PackedWindows(std::shared_ptr<const DocumentIndex> index, int64_t seq_len)
     : index_(std::move(index)), seq_len_(seq_len) {
+    if (seq_len < 1 || seq_len > SampleSource::kMaxSeqLen) {
+        throw FormatError("samples of " + std::to_string(seq_len) + " tokens; give 1 to " +
+                          std::to_string(SampleSource::kMaxSeqLen));
+    }
     BestFitPacker packer;
     std::vector<int64_t> starts, lengths;
     int64_t samples = 0;
@@ -133,6 +149,7 @@ void PackedWindows::find(int64_t sample, std::vector<Stretch>& out) const {
     index_->read_starts(window, starts);
     lengths_of(starts, lengths);
     packer.pack(lengths.data(), static_cast<int64_t>(lengths.size()), seq_len_ + 1);
+    if (packer.bins() != *after - *std::prev(after)) index_->refuse_change();
     packer.pieces(sample - *std::prev(after), pieces);
     for (const Piece& piece : pieces) {
         out.push_back({index_->first_document(window) + piece.document, piece.start,
@@ -152,6 +169,7 @@ BestFitSource::BestFitSource(std::vector<std::shared_ptr<const PackedWindows>> p
 }
 
 void BestFitSource::find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const {
+    require_sample(position, seq_len);
     for (const auto& packing : packings_) {
         if (packing->seq_len() != seq_len) continue;
         const int64_t samples = packing->samples(), epoch = position / samples;

@@ -24,11 +24,19 @@ struct Stretch {
 // Thread-safe.
 class SampleSource {
   public:
+    // No sample is longer, so that a wild number asks for no more memory and time than that takes.
+    static constexpr int64_t kMaxSeqLen = BestFitPacker::kMaxCapacity - 1;
+
     virtual ~SampleSource() = default;
     // Appends the stretches of the sample at `position`, of at most seq_len + 1 tokens, none of them empty.
+    // std::out_of_range for a position below 0 or too close to the end of int64, or a seq_len outside [1, kMaxSeqLen];
+    // FormatError for a file that is damaged, or is not what it was.
     virtual void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const = 0;
     // Memory held to find them.
     virtual int64_t addressing_bytes() const = 0;
+
+  protected:
+    static void require_sample(int64_t position, int64_t seq_len);
 };
 
 // A source as an endless stream: epoch after epoch, each with its documents in an order of its own. The sample at
@@ -44,6 +52,7 @@ class ContiguousSource : public SampleSource {
     // An index in groups of `kGroup`. FormatError if it has no tokens.
     ContiguousSource(std::shared_ptr<const DocumentIndex> index, uint64_t key);
 
+    // FormatError too if the sample would hold `kMaxEpochs` of the source.
     void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
     int64_t addressing_bytes() const override;
 
@@ -56,6 +65,7 @@ class ContiguousSource : public SampleSource {
     };
     static constexpr int64_t kStride = 64;
     static constexpr size_t kEpochsKept = 64;
+    static constexpr int64_t kMaxEpochs = 1 << 16;
 
     std::shared_ptr<const Epoch> epoch(int64_t number) const;
     std::shared_ptr<const Epoch> make_epoch(int64_t number) const;
@@ -76,12 +86,13 @@ class PackedWindows {
   public:
     static constexpr int64_t kWindow = 4096;
 
-    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError as BestFitPacker.
+    // Counts the samples of every window of the index, which is in groups of `kWindow`. FormatError for a damaged index,
+    // or a seq_len that no SampleSource has.
     PackedWindows(std::shared_ptr<const DocumentIndex> index, int64_t seq_len);
 
     int64_t seq_len() const { return seq_len_; }
     int64_t samples() const { return before_.back(); }
-    // The stretches of a sample, 0 <= sample < samples(), appended to `out`.
+    // The stretches of a sample, 0 <= sample < samples(), appended to `out`. FormatError if the file is not what it was.
     void find(int64_t sample, std::vector<Stretch>& out) const;
     int64_t held_bytes() const;
 

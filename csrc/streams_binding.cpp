@@ -4,8 +4,12 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <unistd.h>
+
+#include <cstring>
 #include <filesystem>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,20 +30,27 @@ using Path = std::filesystem::path;
 using Int64Array = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-std::vector<int64_t> to_vector(const Int64Array& array) { return {array.data(), array.data() + array.size()}; }
+// A copy, from an array that need not be aligned, and that other threads may write to.
+std::vector<int64_t> to_vector(const Int64Array& array) {
+    std::vector<int64_t> numbers(static_cast<size_t>(array.size()));
+    if (!numbers.empty()) std::memcpy(numbers.data(), array.data(), numbers.size() * sizeof(int64_t));
+    return numbers;
+}
 
 Int64Array permute(const Int64Array& positions, int64_t size, uint64_t key) {
     const KeyedPermutation permutation(size, key);
-    const int64_t *data = positions.data(), count = positions.size();
-    for (int64_t i = 0; i < count; ++i) {
-        if (data[i] < 0 || data[i] >= size) {
-            throw py::index_error("there is no position " + std::to_string(data[i]) + " among " + std::to_string(size));
-        }
-    }
     Int64Array places(std::vector<py::ssize_t>(positions.shape(), positions.shape() + positions.ndim()));
     int64_t* out = places.mutable_data();
+    const int64_t count = positions.size();
+    // What is checked must be what is used: another thread may write to `positions`.
+    std::memcpy(out, positions.data(), static_cast<size_t>(count) * sizeof(int64_t));
+    for (int64_t i = 0; i < count; ++i) {
+        if (out[i] < 0 || out[i] >= size) {
+            throw py::index_error("there is no position " + std::to_string(out[i]) + " among " + std::to_string(size));
+        }
+    }
     const py::gil_scoped_release release;
-    for (int64_t i = 0; i < count; ++i) out[i] = permutation(data[i]);
+    for (int64_t i = 0; i < count; ++i) out[i] = permutation(out[i]);
     return places;
 }
 
@@ -55,11 +66,12 @@ uint64_t derive_key_of(const py::args& parts) {
 }
 
 py::tuple locate(const Mixture& mixture, const Int64Array& samples) {
-    const int64_t *data = samples.data(), count = samples.size();
+    const std::vector<int64_t> numbers = to_vector(samples);
+    const int64_t count = samples.size();
     Int64Array sources(count), positions(count), seq_lens(count);
     int64_t *source = sources.mutable_data(), *position = positions.mutable_data(), *seq_len = seq_lens.mutable_data();
     for (int64_t i = 0; i < count; ++i) {
-        const SampleAddress address = mixture.locate(data[i]);
+        const SampleAddress address = mixture.locate(numbers[static_cast<size_t>(i)]);
         source[i] = address.source;
         position[i] = address.position;
         seq_len[i] = address.seq_len;
@@ -91,7 +103,6 @@ Int64Array lengths_of_group(const DocumentIndex& index, int64_t group) {
 }
 
 Int64Array find_stretches(const SampleSource& source, int64_t position, int64_t seq_len) {
-    if (position < 0 || seq_len < 1) throw py::index_error("there is no such sample");
     std::vector<Stretch> stretches;
     {
         const py::gil_scoped_release release;
@@ -112,9 +123,10 @@ py::tuple find_sample(const BatchReader& reader, int64_t sample) {
 
 template <typename T>
 T* writable(py::array& array, int64_t room, const char* name) {
-    if (!array.dtype().equal(py::dtype::of<T>()) || array.ndim() != 1 || (array.flags() & py::array::c_style) == 0 ||
+    constexpr int kNeeded = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    if (!array.dtype().equal(py::dtype::of<T>()) || array.ndim() != 1 || (array.flags() & kNeeded) != kNeeded ||
         array.size() != room) {
-        throw py::type_error(std::string(name) + " must be a contiguous array of " + std::to_string(room) + " " +
+        throw py::type_error(std::string(name) + " must be a contiguous, aligned array of " + std::to_string(room) + " " +
                              py::str(py::dtype::of<T>()).cast<std::string>());
     }
     return static_cast<T*>(array.mutable_data());
@@ -136,34 +148,45 @@ int64_t read_batch(const BatchReader& reader, const Int64Array& samples, py::arr
     return reader.read(numbers, out);
 }
 
-// A batch that threads are reading. It keeps the arrays alive, and waits for the threads before it lets go of them.
+// A batch that threads are reading. It keeps the arrays alive, and waits for the threads before it lets go of them. (A
+// forked child has none of the threads, so nothing to wait for.)
 class PendingBatch {
   public:
-    PendingBatch(std::future<int64_t> result, py::tuple arrays)
-        : result_(std::move(result)), arrays_(std::move(arrays)) {}
+    explicit PendingBatch(py::tuple arrays) : arrays_(std::move(arrays)), owner_(::getpid()) {}
+    PendingBatch(const PendingBatch&) = delete;
+    PendingBatch& operator=(const PendingBatch&) = delete;
 
     ~PendingBatch() {
-        if (!result_.valid()) return;
+        if (!result_.valid() || ::getpid() != owner_) return;
         const py::gil_scoped_release release;
         result_.wait();
     }
 
+    void begin(ReadAhead& ahead, std::vector<int64_t> samples, const BatchArrays& out) {
+        result_ = ahead.submit(std::move(samples), out);
+    }
+
     int64_t wait() {
+        if (::getpid() != owner_) throw std::runtime_error("the threads that read ahead are not in this forked process");
         if (!result_.valid()) throw std::runtime_error("the batch has been taken before");
+        std::future<int64_t> result = std::move(result_);  // before another thread can ask for it as well
         const py::gil_scoped_release release;
-        return result_.get();
+        return result.get();
     }
 
   private:
-    std::future<int64_t> result_;
     const py::tuple arrays_;
+    const pid_t owner_;
+    std::future<int64_t> result_;
 };
 
 std::unique_ptr<PendingBatch> submit(ReadAhead& ahead, const Int64Array& samples, py::array tokens, py::array targets,
                                      py::array positions, py::array source_ids, py::array cu_seqlens) {
     const BatchArrays out = batch_arrays(tokens, targets, positions, source_ids, cu_seqlens);
-    auto arrays = py::make_tuple(tokens, targets, positions, source_ids, cu_seqlens);
-    return std::make_unique<PendingBatch>(ahead.submit(to_vector(samples), out), std::move(arrays));
+    // Made first: once the threads have begun, nothing may let go of the arrays.
+    auto batch = std::make_unique<PendingBatch>(py::make_tuple(tokens, targets, positions, source_ids, cu_seqlens));
+    batch->begin(ahead, to_vector(samples), out);
+    return batch;
 }
 
 using SourceTuple =
@@ -173,6 +196,7 @@ std::shared_ptr<BatchReader> make_batch_reader(std::shared_ptr<Mixture> mixture,
                                                const std::vector<SourceTuple>& sources, int64_t vocab_size) {
     std::vector<BatchSource> batch_sources;
     for (const auto& [prefix, reader, bytes, samples] : sources) {
+        if (!reader || !bytes) throw py::type_error(prefix + ": a source without its reader or its bytes");
         batch_sources.push_back({prefix, reader->type(), bytes, samples});
     }
     return std::make_shared<BatchReader>(std::move(mixture), std::move(batch_sources), vocab_size);
@@ -241,6 +265,9 @@ void bind_batches(py::module_& module) {
     py::class_<BestFitSource, SampleSource, std::shared_ptr<BestFitSource>>(module, "BestFitSource",
                                                                             "A source in samples of whole documents.")
         .def(py::init([](const std::vector<std::shared_ptr<PackedWindows>>& packings, uint64_t key) {
+                 for (const auto& packing : packings) {
+                     if (!packing) throw py::type_error("packings must be PackedWindows, not None");
+                 }
                  return std::make_shared<BestFitSource>(
                      std::vector<std::shared_ptr<const PackedWindows>>(packings.begin(), packings.end()), key);
              }),
@@ -248,7 +275,7 @@ void bind_batches(py::module_& module) {
              "Positions are numbers of samples; `key` names their order in each epoch. A packing for each seq_len.");
     py::class_<BatchReader, std::shared_ptr<BatchReader>>(module, "BatchReader",
                                                           "Micro-batches of a plan's samples. Thread-safe.")
-        .def(py::init(&make_batch_reader), py::arg("mixture"), py::arg("sources"), py::arg("vocab_size"),
+        .def(py::init(&make_batch_reader), py::arg("mixture").none(false), py::arg("sources"), py::arg("vocab_size"),
              "`sources`: (prefix, TokenFileReader, TokenBytes, SampleSource) of each, in the order that gives them their ids;\n"
              "None for the samples of one that no block reads.")
         .def(
@@ -270,7 +297,7 @@ void bind_batches(py::module_& module) {
         .def(py::init([](std::shared_ptr<BatchReader> reader, int threads) {
                  return std::make_unique<ReadAhead>(std::move(reader), threads);
              }),
-             py::arg("reader"), py::arg("threads"))
+             py::arg("reader").none(false), py::arg("threads"), "`threads`: 1 to 1024, IndexError else.")
         .def("submit", &submit, py::arg("samples"), py::arg("tokens").noconvert(), py::arg("targets").noconvert(),
              py::arg("positions").noconvert(), py::arg("source_ids").noconvert(), py::arg("cu_seqlens").noconvert(),
              "As BatchReader.read, later: a PendingBatch.");

@@ -180,3 +180,34 @@ def test_blocks_that_do_not_fit_are_refused(wrong: dict) -> None:
 def test_samples_outside_the_plan_are_refused(sample: int) -> None:
     with pytest.raises(IndexError, match=f"no sample {sample} among 15"):
         locate(make_block("shuffled", [4, 5, 6]), np.array([3, sample]))
+
+
+@pytest.mark.parametrize("by_token", [True, False])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seq_len": 1 << 24},
+        {"seq_len": 2**63 - 1},
+        {"firsts": (0, 2**63 - 1, 0)},
+        {"firsts": (0, 2**63 - 1 - 16 - 5, 0)},
+    ],
+)
+def test_positions_beyond_counting_are_refused(wrong: dict, by_token: bool) -> None:
+    block = replace(make_block("blocked", [4, 5, 6]), **{"categories": ((0, 1, 2),), "seq_len": 16, **wrong})
+    with pytest.raises(IndexError, match="block"):
+        _native.Mixture([block.native()], 3, by_token)
+
+
+def test_quotas_whose_tokens_are_beyond_counting() -> None:
+    block = replace(make_block("shuffled", [4, 1 << 60]), seq_len=16).native()
+    assert _native.Mixture([block], 2, by_token=False).samples == (1 << 60) + 4
+    with pytest.raises(IndexError, match="a block that ends beyond counting"):
+        _native.Mixture([block], 2, by_token=True)
+
+
+def test_an_order_that_there_is_not() -> None:
+    block = _native.BlockSpec(
+        **{**vars(make_block("shuffled", [4, 5])), "order": _native.Order(7)},
+    )
+    with pytest.raises(IndexError, match="a block does not fit"):
+        _native.Mixture([block], 2, by_token=True)

@@ -99,3 +99,19 @@ def test_permutation_spreads_uniformly() -> None:
 
 def test_permutations_differ_by_key() -> None:
     assert not np.array_equal(permute(np.arange(1000), 1000, 1), permute(np.arange(1000), 1000, 2))
+
+
+def test_positions_that_are_not_aligned() -> None:
+    positions = np.frombuffer(b"x" + np.arange(50).tobytes(), np.int64, offset=1)
+    assert not positions.flags.aligned
+    assert permute(positions, 50, key=1).tolist() == permute(np.arange(50), 50, key=1).tolist()
+
+
+@pytest.mark.parametrize("size", [2**62, 2**62 + 1, 2**63 - 1])
+def test_the_largest_sizes(size: int) -> None:
+    positions = np.array([0, 1, size // 2, size - 2, size - 1])
+    places = permute(positions, size, key=3)
+    assert len(set(places.tolist())) == 5
+    assert np.all((places >= 0) & (places < size))
+    with pytest.raises(IndexError, match="a permutation of -1 positions"):
+        permute(np.arange(0), -1, key=3)

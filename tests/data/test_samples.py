@@ -242,3 +242,62 @@ def test_an_index_cut_short_after_it_was_opened(tmp_path: Path, size: int) -> No
         file.truncate(size)
     with pytest.raises(ValueError, match=r"a\.idx: cut short while it was read"):
         read_all(source, sum(lengths))
+
+
+LONGEST = (1 << 24) - 1
+
+
+@pytest.mark.parametrize(
+    ("position", "seq_len"),
+    [(-1, 4), (0, 0), (0, -1), (0, LONGEST + 1), (0, 1 << 40), (0, 2**63 - 1), (2**63 - 1, 1), (2**63 - 17, 16)],
+)
+def test_positions_and_lengths_beyond_counting_are_refused(tmp_path: Path, position: int, seq_len: int) -> None:
+    file = write(tmp_path / "a", [3, 1])
+    best_fit = _native.BestFitSource([packed(file, 16)], key=1)
+    for source in (contiguous(file, key=1), best_fit):
+        with pytest.raises(IndexError, match=f"no sample of {seq_len} tokens at {position}"):
+            source.find(position, seq_len)
+
+
+def test_the_last_position_that_is_counted(tmp_path: Path) -> None:
+    source = contiguous(write(tmp_path / "a", [1]), key=1)  # as many epochs as there are positions
+    assert source.find(2**63 - 18, 16).tolist() == [[0, 0, 0, 1]] * 17
+
+
+def test_a_sample_of_endless_epochs_is_refused(tmp_path: Path) -> None:
+    source = contiguous(write(tmp_path / "a", [1, 2]), key=1)
+    assert source.find(0, 3 * 65_535)[:, 3].sum() == 3 * 65_535 + 1
+    with pytest.raises(ValueError, match=r"a\.idx: 3 tokens are too few for samples of 16777215"):
+        source.find(0, LONGEST)
+
+
+@pytest.mark.parametrize("seq_len", [0, -1, LONGEST + 1, 1 << 40, 2**63 - 1, -(2**63)])
+def test_lengths_that_no_packing_has(tmp_path: Path, seq_len: int) -> None:
+    for lengths in ([], [3, 1]):
+        with pytest.raises(ValueError, match=f"samples of {seq_len} tokens; give 1 to 16777215"):
+            packed(write(tmp_path / "a", lengths), seq_len)
+
+
+def test_packings_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not None"):
+        _native.BestFitSource([packed(write(tmp_path / "a", [3]), 16), None], key=1)
+
+
+def test_lengths_that_change_after_packing_and_add_up_all_the_same(tmp_path: Path) -> None:
+    lengths = [10, 7] * 20  # a sample for each pair
+    source = _native.BestFitSource([packed(write(tmp_path / "a", lengths), SEQ_LEN)], key=1)
+    put(tmp_path / "a.idx", 34, struct.pack("<40i", *[17, 0] * 10, *[9, 8] * 10))
+    assert sum(len(source.find(sample, SEQ_LEN)) for sample in range(20)) == 30  # as many samples: the new documents
+    put(tmp_path / "a.idx", 34, struct.pack("<40i", *[340], *[0] * 39))
+    with pytest.raises(ValueError, match=r"a\.idx: damaged: it has changed since it was opened"):
+        source.find(0, SEQ_LEN)
+
+
+@pytest.mark.parametrize("kind", [contiguous, packed])
+def test_another_index_in_the_place_of_the_one_that_was_opened(tmp_path: Path, kind: Any) -> None:
+    index, reader = opened(write(tmp_path / "a", [5] * 20))
+    shorter, _ = opened(write(tmp_path / "b", [100]))
+    shorter.replace(index)
+    make = {contiguous: _native.ContiguousSource, packed: _native.PackedWindows}[kind]
+    with pytest.raises(ValueError, match=r"a\.idx: (damaged: it has changed|cut short)"):
+        make(index, reader, 7)

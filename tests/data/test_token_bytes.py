@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,3 +174,44 @@ def test_bus_errors_of_others_still_end_a_process(tmp_path: Path, faulthandler: 
     assert done.stdout == "an error\n"
     assert done.returncode == -signal.SIGBUS
     assert ("Fatal Python error: Bus error" in done.stderr) == (faulthandler != "never")
+
+
+HANDLER_IN_FRONT = """
+#include <signal.h>
+#include <stddef.h>
+static struct sigaction next;
+static void handle(int number, siginfo_t* info, void* context) { next.sa_sigaction(number, info, context); }
+void stand_in_front(void) {
+    struct sigaction ours = {0};
+    ours.sa_sigaction = handle;
+    ours.sa_flags = SA_SIGINFO;
+    sigfillset(&ours.sa_mask);
+    sigaction(SIGBUS, &ours, &next);
+}
+"""
+
+READ_BEHIND_IT = """
+import ctypes, os, sys
+import mindllm_engine._native as _native
+source = _native.LocalBytes(sys.argv[1])
+ctypes.CDLL(sys.argv[2]).stand_in_front()
+os.truncate(sys.argv[1], 4096)
+for _ in range(3):
+    try:
+        source.read(1 << 19, 10)
+    except ValueError:
+        print("an error", flush=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_handler_that_blocks_the_signal_and_hands_it_on(tmp_path: Path) -> None:
+    """As sanitizers do: the jump out of it leaves the signal blocked, and the next fault must not end the process."""
+    (tmp_path / "front.c").write_text(HANDLER_IN_FRONT)
+    library = tmp_path / "front.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", str(tmp_path / "front.c"), "-o", str(library)], check=True)
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(1 << 20))
+    command = [sys.executable, "-c", READ_BEHIND_IT, str(path), str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("an error\n" * 3, 0), done.stderr

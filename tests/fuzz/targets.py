@@ -18,6 +18,7 @@ class TargetModule(Protocol):
 TARGETS = {
     "reader": "tests.fuzz.reader_target",
     "manifest": "tests.fuzz.manifest_target",
+    "samples": "tests.fuzz.samples_target",
 }
 
 PLANTED = {"planted": "tests.fuzz.planted_target"}

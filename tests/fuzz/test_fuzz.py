@@ -14,7 +14,7 @@ from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS, load_target
 from tests.fuzz.token_file_inputs import documents_of
 
-INPUTS = {"manifest": 3000}
+INPUTS = {"manifest": 3000, "samples": 4000}
 """Of the short run, where they are not 10,000: what takes a few seconds."""
 
 
