@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import packing_peers
 from benchmarks import token_stream_files as files
 from benchmarks import token_stream_ours as ours
 from benchmarks import token_stream_peers as megatron
@@ -30,7 +31,7 @@ from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
 
 SEQ_LEN, BATCH, SOURCES = 2048, 16, 18
 DOCUMENTS, CORPUS_DOCUMENTS, WRITTEN_DOCUMENTS = 20_000_000, 2_000_000, 500_000
-LARGEST, LARGEST_TOKENS = 1_000_000_000, "500B"
+PACKED_DOCUMENTS, LARGEST = 2_000_000, 1_000_000_000
 SHORT, PIECE = 8, 100_000  # tokens of a document where only their number counts, and how many are given at a time
 EPOCH_SHARE = 0.99  # of one epoch is planned, so that neither side has to order a second
 READS, BATCHES, LEAST_CORPUS = 2000, 300, 6000
@@ -388,12 +389,8 @@ def tokenizing_row(bench: Bench, folder: Path, text: Path, tokenizer: Tokenizer,
 
 def packing_rows(bench: Bench) -> Iterator[Row]:
     """Best-fit packing, measured by benchmarks/packing_peers.py."""
-    try:
-        from benchmarks.packing_peers import packing_rows as rows
-    except ImportError as error:
-        yield row("best-fit packing", "s", None, None, "plain Python, TRL", None, reason=f"not measured: {error}")
-        return
-    yield from rows(documents=bench.scaled(2_000_000, 1000), repetitions=min(3, bench.repetitions))
+    say("best-fit packing")
+    yield from packing_peers.packing_rows(bench.scaled(PACKED_DOCUMENTS, 1000), repetitions=min(3, bench.repetitions))
 
 
 # -- As large as it gets ---

@@ -16,7 +16,8 @@ import torch
 from benchmarks import token_stream_files as files
 from mindllm_engine.corpus.sample.story import en_story, zh_story
 from mindllm_engine.data.loader import IGNORED
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 
 pytest.importorskip("megatron.core")
 from benchmarks import token_stream_ours as ours
