@@ -142,7 +142,13 @@ class Loader:
     def read(self, samples: NDArray[np.int64]) -> Batch:
         """The global samples of these numbers, (n,) int64, as one batch, at once. Raises DataError as
         `micro_batches`."""
-        return self._finish(self._begin(samples))
+        batch = PendingBatch(samples, self._reader.count_tokens(samples))
+        arrays = batch.arrays()
+        if self._prepared is None:  # without a thread, which would only have to be waited for
+            batch.wait = lambda: self._reader.read(samples, *arrays)
+        else:
+            batch.wait = self._prepared.submit(samples, arrays).result
+        return self._finish(batch)
 
     def _read_ahead(self, firsts: list[int], micro_batch: int) -> None:
         """Make the pending micro-batches those that start at `firsts`; what else was expected is dropped."""
