@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,7 +41,7 @@ RANKS = 8
 SECONDS_BAR, NODE_BYTES_BAR = 60, 200e6
 RANK_LIMIT_BYTES = 4 << 30
 FLAT_BYTES = 32 << 20
-VOCAB, SMALL_VOCAB, SMALL_TEXT, TOKENIZER_TEXT = 16_384, 800, 4_000_000, 16_000_000
+VOCAB, SMALL_VOCAB, SMALL_TEXT, TOKENIZER_TEXT = 16_384, 800, 400_000, 16_000_000
 MEMORY_DISK = Path("/dev/shm")
 
 Row = dict[str, Any]
@@ -176,7 +177,8 @@ def random_read_rows(bench: Bench) -> Iterator[Row]:
         chosen = chosen[: len(chosen) // BATCH * BATCH]
 
         def rate(read: Callable[[Any], Any], items: Iterable[Any]) -> float:
-            return len(chosen) / seconds_of(lambda: [read(item) for item in items] and None)
+            # Nothing is kept, as in training: memory is used again.
+            return len(chosen) / seconds_of(lambda: deque(map(read, items), maxlen=0))
 
         numbers, singles, micro_batches = chosen.tolist(), chosen.reshape(-1, 1), chosen.reshape(-1, BATCH)
         sides = {
@@ -281,7 +283,7 @@ def appending_rows(bench: Bench) -> Iterator[Row]:
     unit, by_call = "M tokens/s", "add_document, a call a document"
     yield row(name, unit, figures["ours"], figures["one by one"], by_call, 3)
     by_bulk = "add_document, a call for many, then document_indices set by hand"
-    yield row(name, unit, figures["ours"], figures["in bulk"], by_bulk, 3)
+    yield row(name, unit, figures["ours"], figures["in bulk"], by_bulk, None)
 
 
 def finishing_rows(bench: Bench, folder: Path) -> Iterator[Row]:
