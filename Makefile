@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test fuzz lint format bench bench-gpu clean
+.PHONY: setup demo real-text test fuzz lint format bench bench-data bench-gpu clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,6 +23,11 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml setup.py constraints.txt $(wild
 # What tests and lint need besides.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# What `bench-data` compares with.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 setup: $(VENV)/.installed
@@ -58,6 +63,11 @@ format: $(VENV)/.installed-dev
 # What can be measured without a GPU: every kernel's machine code, addresses and memory traffic, and the host's time.
 bench: setup
 	for file in machine_code address_arithmetic memory_traffic host_cost; do \
+	  echo "$$file:"; $(BIN)/python benchmarks/$$file.py || status=1; done; exit $${status:-0}
+
+# The data path beside megatron-core's, then sources in object storage: about 15 minutes on two idle cores, 30 GB of disk.
+bench-data: $(VENV)/.installed-bench
+	for file in token_streams remote_streams; do \
 	  echo "$$file:"; $(BIN)/python benchmarks/$$file.py || status=1; done; exit $${status:-0}
 
 # Every kernel beside its peers, then a training step of both networks: under nine minutes on one GPU. Runs on any image

@@ -13,7 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from mindllm_engine import _native
-from mindllm_engine.data.token_files import CHUNK_BYTES, Manifest, TokenFileBuilder
+from mindllm_engine.data.manifest import Manifest
+from mindllm_engine.data.token_file_builder import CHUNK_BYTES, TokenFileBuilder
+from mindllm_engine.data.token_files import index_checksum
 
 VOCAB, DTYPE, ITEM_BYTES = 50_000, "uint16", 2
 MEAN_TOKENS, SIGMA = 503, 1.0
@@ -66,7 +68,7 @@ def _save_manifest(prefix: Path, documents: int, tokens: int) -> None:
         text_bytes=0,
         chunk_bytes=CHUNK_BYTES,
         chunks=chunks,
-        index_checksum=xxhash.xxh3_64_hexdigest(np.memmap(f"{prefix}.idx", mode="r").data),
+        index_checksum=index_checksum(prefix),
     ).save(prefix)
 
 

@@ -12,7 +12,8 @@ from mindllm_engine.corpus.tokenize import tokenize_source
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.loader import Batch, Loader
 from mindllm_engine.data.plan import BlockConfig, Plan, SourceFacts
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 
 TOKENIZING_PROCESSES = 2
 MICRO_BATCHES_A_STEP = 16
@@ -21,7 +22,7 @@ MICRO_BATCHES_A_STEP = 16
 def open_loader(prefixes: list[Path], samples: int, seq_len: int) -> Loader:
     """From files to a loader of one rank: one shuffled block over all sources, each by its size."""
     files = [TokenFile(prefix) for prefix in prefixes]
-    sources = [SourceFacts(file.manifest.name, file.manifest.category, file.tokens) for file in files]
+    sources = [SourceFacts.of(file.manifest.name, file.manifest) for file in files]
     plan = Plan(sources, [BlockConfig()], seq_len, seed=1, samples_needed=samples)
     return Loader(plan, files, VOCAB, rank=0, world_size=1)
 

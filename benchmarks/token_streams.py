@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 ROW_NAMES = ("addressing", "random_reads", "delivery", "writing", "tokenizing", "packing", "largest")
-PACKAGES = ("megatron-core", "torch", "numpy", "sentencepiece", "xxhash", "orjson", "trl")
+PACKAGES = ("megatron-core", "torch", "numpy", "sentencepiece", "xxhash", "orjson", "trl", "datasets")
 
 
 def machine() -> str:
@@ -77,7 +77,7 @@ def main() -> int:
     from benchmarks.token_stream_rows import ROWS, Bench
 
     torch.set_num_threads(1)
-    document: dict[str, Any] = {"machine": machine(), "versions": versions(), "rows": []}
+    document: dict[str, Any] = {"machine": machine(), "versions": versions(), "scale": arguments.scale, "rows": []}
     with tempfile.TemporaryDirectory(prefix="token_streams_", dir=arguments.work) as folder:
         bench = Bench(Path(folder), arguments.scale, arguments.repetitions)
         for name in arguments.only or ROW_NAMES:

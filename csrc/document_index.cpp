@@ -8,14 +8,22 @@
 
 #include "errors.hpp"
 #include "token_format.hpp"
+#include "vectorised.hpp"
 
 namespace mindllm {
 
 namespace {
 
-constexpr int64_t kAtOnce = 1 << 17;  // documents whose entries are read in one go, for a disk to be fast
+// Documents whose entries are read in one go: few, because threads that have ended leave such buffers to the process.
+constexpr int64_t kAtOnce = 1 << 14;
 
 std::string text(int64_t number) { return std::to_string(number); }
+
+MINDLLM_VECTORISED bool counts_up(const int64_t* numbers, int64_t count, int64_t first) {
+    int64_t differences = 0;
+    for (int64_t i = 0; i < count; ++i) differences |= numbers[i] ^ (first + i);
+    return differences == 0;
+}
 
 }  // namespace
 
@@ -32,9 +40,11 @@ DocumentIndex::DocumentIndex(std::string path, const TokenFileReader& reader, in
     for (int64_t first = 0; first < documents_; first += at_once) {
         const int64_t count = std::min(at_once, documents_ - first);
         read_lengths(&LocalBytes::read_in_order, first, count, lengths);
-        for (int64_t i = 0; i < count; ++i) {
-            if (i % group_ == 0) borders_.push_back(tokens);
-            if (__builtin_add_overflow(tokens, lengths[static_cast<size_t>(i)], &tokens)) refuse("beyond counting");
+        for (int64_t start = 0; start < count; start += group_) {
+            borders_.push_back(tokens);
+            for (int64_t i = start; i < std::min(start + group_, count); ++i) {
+                if (__builtin_add_overflow(tokens, lengths[static_cast<size_t>(i)], &tokens)) refuse("beyond counting");
+            }
         }
     }
     borders_.push_back(tokens);
@@ -95,10 +105,15 @@ void DocumentIndex::read_lengths_of_sequences(Read read, int64_t first, int64_t 
     if (all < 0) refuse("a sequence from " + text(first) + " on has a negative length");
 }
 
+// Where the .idx says which the first sequence of a document is.
+int64_t DocumentIndex::first_sequence_at(int64_t document) const {
+    return static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * document;
+}
+
 // The first sequences of documents [first, first + count), where document `documents_` is the end of all.
 void DocumentIndex::read_first_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& out) const {
     out.resize(static_cast<size_t>(count));
-    (index_.*read)(static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * first, 8 * count, out.data());
+    (index_.*read)(first_sequence_at(first), 8 * count, out.data());
     int64_t previous = 0;
     for (const int64_t sequence : out) {
         if (sequence < previous || sequence > sequences_) refuse("a document from " + text(first) + " on starts wrong");
@@ -106,19 +121,18 @@ void DocumentIndex::read_first_sequences(Read read, int64_t first, int64_t count
     }
 }
 
+// Whether documents and sequences are the same. What is not is checked where it is read.
 bool DocumentIndex::has_one_sequence_each() const {
     // The reader has opened a file of that size, and another may be there by now.
     if (index_.bytes() != static_cast<int64_t>(kIndexHeaderBytes) + 12 * sequences_ + 8 * (documents_ + 1)) {
         refuse_change();
     }
     if (documents_ != sequences_) return false;
-    std::vector<int64_t> sequences;
+    std::vector<int64_t> sequences(static_cast<size_t>(std::min(kAtOnce, documents_)));
     for (int64_t first = 0; first < documents_; first += kAtOnce) {
         const int64_t count = std::min(kAtOnce, documents_ - first);
-        read_first_sequences(&LocalBytes::read_in_order, first, count, sequences);
-        int64_t differences = 0;
-        for (int64_t i = 0; i < count; ++i) differences |= sequences[static_cast<size_t>(i)] ^ (first + i);
-        if (differences != 0) return false;
+        index_.read_in_order(first_sequence_at(first), 8 * count, sequences.data());
+        if (!counts_up(sequences.data(), count, first)) return false;
     }
     return true;
 }

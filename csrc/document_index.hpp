@@ -44,6 +44,7 @@ class DocumentIndex {
     void read_lengths(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
     void read_lengths_of_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const;
     void read_first_sequences(Read read, int64_t first, int64_t count, std::vector<int64_t>& out) const;
+    int64_t first_sequence_at(int64_t document) const;
     bool has_one_sequence_each() const;
     [[noreturn]] void refuse(const std::string& what) const;
 

@@ -10,6 +10,7 @@
 
 #include "errors.hpp"
 #include "token_file_reader.hpp"
+#include "vectorised.hpp"
 
 namespace mindllm {
 
@@ -25,6 +26,19 @@ TokenTypeInfo writable_type(const std::string& name) {
 
 int64_t largest_id(TokenType type) {
     return type == TokenType::kU16 ? std::numeric_limits<uint16_t>::max() : std::numeric_limits<int32_t>::max();
+}
+
+// All bits that are set in any of them.
+template <typename T>
+MINDLLM_VECTORISED std::make_unsigned_t<T> bits_of(const T* ids, int64_t count) {
+    std::make_unsigned_t<T> bits = 0;
+    for (int64_t i = 0; i < count; ++i) bits |= static_cast<std::make_unsigned_t<T>>(ids[i]);
+    return bits;
+}
+
+template <typename Target, typename T>
+MINDLLM_VECTORISED void narrow(const T* ids, int64_t count, Target* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Target>(ids[i]);
 }
 
 }  // namespace
@@ -145,9 +159,8 @@ void TokenFileWriter::check_ids(const T* tokens, int64_t count, const int64_t* l
         static_cast<Unsigned>(std::min<uint64_t>(limit, static_cast<uint64_t>(std::numeric_limits<T>::max())));
     for (int64_t start = 0; start < count; start += kBlock) {
         const T* const end = tokens + std::min(start + kBlock, count);
-        bool wrong = false;
-        for (const T* id = tokens + start; id != end; ++id) wrong |= static_cast<Unsigned>(*id) > bound;
-        if (!wrong) continue;
+        // The bound is a power of two less one, so that ids are within it if all their bits together are.
+        if (bits_of(tokens + start, end - (tokens + start)) <= bound) continue;
         const T* const first =
             std::find_if(tokens + start, end, [bound](T id) { return static_cast<Unsigned>(id) > bound; });
         int64_t position = first - tokens, document = 0;
@@ -170,8 +183,7 @@ void TokenFileWriter::write_tokens(const T* tokens, int64_t count) {
         std::vector<Target> block(static_cast<size_t>(std::min(count, kBlock)));
         for (int64_t start = 0; start < count; start += kBlock) {
             const int64_t size = std::min(kBlock, count - start);
-            std::transform(tokens + start, tokens + start + size, block.begin(),
-                           [](T id) { return static_cast<Target>(id); });
+            narrow(tokens + start, size, block.data());
             data_->write(block.data(), static_cast<size_t>(size) * sizeof(Target));
         }
     });

@@ -70,10 +70,9 @@ class PendingBatch:
         wait: fills the arrays, or waits until threads have; returns how many numbers of `cu_seqlens` are set.
     """
 
-    def __init__(self, samples: NDArray[np.int64], tokens: int) -> None:
+    def __init__(self, samples: NDArray[np.int64], tokens: int, pinned: bool) -> None:
         self.samples = samples
         self.wait: Callable[[], int]
-        pinned = torch.cuda.is_available()
         self._rows = torch.empty((4, tokens), dtype=torch.int64, pin_memory=pinned)
         self._cu_seqlens = torch.empty(tokens + 1, dtype=torch.int32, pin_memory=pinned)
 
@@ -119,6 +118,7 @@ class Loader:
         self._ahead = _native.ReadAhead(self._reader, READ_THREADS)
         require = [how_to_prepare(file, verify) for file in files]
         self._prepared = PreparedReads(self._reader, require, READ_THREADS) if any(require) else None
+        self._pinned = torch.cuda.is_available()  # asked once: it takes microseconds
         self._pending: deque[PendingBatch] = deque()
 
     def addressing_bytes(self) -> int:
@@ -142,7 +142,13 @@ class Loader:
     def read(self, samples: NDArray[np.int64]) -> Batch:
         """The global samples of these numbers, (n,) int64, as one batch, at once. Raises DataError as
         `micro_batches`."""
-        return self._finish(self._begin(samples))
+        batch = PendingBatch(samples, self._reader.count_tokens(samples), self._pinned)
+        arrays = batch.arrays()
+        if self._prepared is None:  # without a thread, which would only have to be waited for
+            batch.wait = lambda: self._reader.read(samples, *arrays)
+        else:
+            batch.wait = self._prepared.submit(samples, arrays).result
+        return self._finish(batch)
 
     def find(self, sample: int) -> tuple[int, NDArray[np.int64]]:
         """Where a global sample comes from: its source's id, and int64[stretches, 4]: document, place in the document,
@@ -161,7 +167,7 @@ class Loader:
             self._pending.append(self._begin(samples))
 
     def _begin(self, samples: NDArray[np.int64]) -> PendingBatch:
-        batch = PendingBatch(samples, self._reader.count_tokens(samples))
+        batch = PendingBatch(samples, self._reader.count_tokens(samples), self._pinned)
         if self._prepared is None:
             batch.wait = self._ahead.submit(samples, *batch.arrays()).wait
         else:

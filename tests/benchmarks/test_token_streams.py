@@ -6,8 +6,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import torch
 from benchmarks import token_stream_files as files
 from mindllm_engine.corpus.sample.story import en_story, zh_story
 from mindllm_engine.data.loader import IGNORED
-from mindllm_engine.data.token_files import TokenFile, TokenFileBuilder
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 
 pytest.importorskip("megatron.core")
 from benchmarks import token_stream_ours as ours
@@ -94,7 +96,7 @@ def test_hollow_sources_are_what_their_manifests_say(tmp_path: Path) -> None:
     lengths = [TokenFile(prefix).lengths for prefix in prefixes]
     assert [len(each) for each in lengths] == [491, 245, 164]
     for prefix in prefixes:
-        TokenFile(prefix).verify_chunks()
+        TokenFile(prefix).verify()
         files.drop_from_page_cache([prefix])
     drawn = files.document_lengths(200_000, 0)
     assert drawn.min() >= 1
@@ -113,6 +115,11 @@ def real_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINDLLM_DATA", str(tmp_path / "data"))
 
 
+def in_this_process(function: Callable[..., Any], *arguments: Any, limit_bytes: int | None = None) -> Any:
+    """New processes import torch and megatron-core for seconds; tests/benchmarks/test_process_memory.py has them."""
+    return function(*arguments)
+
+
 @pytest.mark.parametrize(
     ("name", "starts"),
     [
@@ -126,8 +133,7 @@ def real_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_produced(
     name: str, starts: list[str], tmp_path: Path, real_text: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # New processes import torch and megatron-core for seconds; one test of the command line has them.
-    monkeypatch.setattr(rows, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(rows, "in_fresh_process", in_this_process)
     write_all = files.write_plain_text
     monkeypatch.setattr(files, "write_plain_text", lambda *arguments, scale: write_all(*arguments, scale=1.0))
     found = list(rows.ROWS[name](rows.Bench(tmp_path, 0.0002, 1)))
@@ -141,19 +147,28 @@ def test_rows_are_produced(
         assert row["ratio"] == pytest.approx(better if row["unit"].endswith("/s") else 1 / better)
 
 
+def test_rows_of_the_largest_plan_have_no_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "in_fresh_process", in_this_process)
+    found = list(rows.largest_rows(rows.Bench(tmp_path, 0.00001, 1)))
+    assert [row["name"].split(":")[0] for row in found] == [
+        "from files to first batch, cold page cache",
+        "from files to first batch, warm page cache",
+        "growth of anonymous memory of 8 ranks",
+    ]
+    assert all(row.keys() == KEYS and row["holds"] and row["peer"] is None for row in found)
+    assert not list(tmp_path.iterdir())
+
+
 def test_command_line_writes_rows_and_deletes_its_files(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     command = [sys.executable, "benchmarks/token_streams.py", "--scale", "0.00001", "--repetitions", "1"]
-    command += ["--only", "largest", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "rows.json")]
+    command += ["--only", "random_reads", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "rows.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "rows.json").read_text())
-    assert document.keys() == {"machine", "versions", "rows"}
-    assert [row["name"].split(",")[0].split(":")[0] for row in document["rows"]] == [
-        *["from files to first batch"] * 2,
-        "growth of anonymous memory of 8 ranks",
-    ]
-    assert all(row.keys() == KEYS and row["ours"] is not None and row["peer"] is None for row in document["rows"])
+    assert document.keys() == {"machine", "versions", "scale", "rows"}
+    assert document["scale"] == 0.00001
+    assert [row["bar"] for row in document["rows"]] == [10, None]
     assert done.stdout.count("    ours ") == len(document["rows"])
     assert not list((tmp_path / "work").iterdir())
 

@@ -187,6 +187,16 @@ def test_documents_of_several_sequences(tmp_path: Path) -> None:
     assert sorted(order[: len(whole)]) == whole
 
 
+def test_as_many_sequences_as_documents_are_not_always_one_each(tmp_path: Path) -> None:
+    documents = [[number % 7 + 1] for number in range(40_000)]
+    documents[30_000:30_002] = [[], [5, 6]]
+    write_sequences(tmp_path / "a", documents)
+    lengths = [sum(document) for document in documents]
+    source = contiguous(tmp_path / "a", key=3)
+    found = ranges(source.find(0, sum(lengths) - 1), lengths)
+    assert sorted(found) == [(document, 0, length) for document, length in enumerate(lengths) if length]
+
+
 def test_documents_of_no_tokens_and_of_three_billion(tmp_path: Path) -> None:
     giant = 3_000_000_000
     documents = [[], [0], [1_500_000_000, 1_500_000_000], [7], [], [20]]

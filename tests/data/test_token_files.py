@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.process_memory import forget_peak, peak_bytes, resident_bytes
 from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
@@ -232,6 +233,17 @@ def test_threads_may_share_a_writer(tmp_path: Path) -> None:
     assert reader.documents == 800
     firsts = [document[0] for document in map(reader.document, range(800)) if (document == document[0]).all()]
     assert np.bincount(firsts).tolist() == [200] * 4
+
+
+def test_memory_of_writing_does_not_grow_with_the_documents(tmp_path: Path) -> None:
+    piece, index_bytes = 100_000, 60 << 20
+    forget_peak()
+    before = resident_bytes()
+    with TokenFileBuilder(tmp_path / "a", "uint16", vocab_size=10, **FACTS) as builder:
+        for _ in range(index_bytes // (20 * piece) + 1):
+            builder.append_many(np.zeros(piece, np.uint16), np.ones(piece, np.int64), 0)
+    assert (tmp_path / "a.idx").stat().st_size > index_bytes
+    assert peak_bytes() - before < 16 << 20
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, "uint16"), (65_500, "int32"), (125_700, "int32")])
