@@ -66,36 +66,51 @@ int64_t BatchReader::find(int64_t sample, std::vector<Stretch>& out) const {
 }
 
 int64_t BatchReader::read(const std::vector<int64_t>& samples, const BatchArrays& out) const {
-    if (out.room != count_tokens(samples) || out.room > std::numeric_limits<int32_t>::max()) {
-        throw std::out_of_range("arrays of " + std::to_string(out.room) + " for " +
-                                std::to_string(count_tokens(samples)) + " tokens");
+    std::vector<SampleAddress> addresses;
+    int64_t tokens = 0;
+    for (const int64_t sample : samples) {
+        addresses.push_back(mixture_->locate(sample));
+        tokens += addresses.back().seq_len;
     }
+    if (out.room != tokens || out.room > std::numeric_limits<int32_t>::max()) {
+        throw std::out_of_range("arrays of " + std::to_string(out.room) + " for " + std::to_string(tokens) + " tokens");
+    }
+    // While one sample is written, the tokens of the next are on their way from memory, and the lengths of the documents
+    // that the one after it is found by.
+    const auto prefetch = [&](size_t i) {
+        if (i < addresses.size()) source(addresses[i].source).samples->prefetch(addresses[i].position);
+    };
+    std::vector<Stretch> current, following;
+    if (!addresses.empty()) find_and_prefetch(addresses[0], current);
+    prefetch(1);
     Progress done;
-    for (const int64_t sample : samples) read_sample(sample, out, done);
+    for (size_t i = 0; i < addresses.size(); ++i) {
+        prefetch(i + 2);
+        following.clear();
+        if (i + 1 < addresses.size()) find_and_prefetch(addresses[i + 1], following);
+        write_sample(addresses[i], current, out, done);
+        current.swap(following);
+    }
     for (const int64_t source : done.sources) sources_[static_cast<size_t>(source)].bytes->check_end();
     out.cu_seqlens[done.borders] = static_cast<int32_t>(done.tokens);
     return done.borders + 1;
 }
 
-void BatchReader::read_sample(int64_t sample, const BatchArrays& out, Progress& done) const {
-    thread_local std::vector<Stretch> stretches;
-    thread_local std::vector<int64_t> row;  // one token more than the sample advances: its last target
-    const SampleAddress address = mixture_->locate(sample);
+void BatchReader::find_and_prefetch(const SampleAddress& address, std::vector<Stretch>& out) const {
     const BatchSource& from = source(address.source);
-    const int64_t seq_len = address.seq_len;
-    stretches.clear();
-    from.samples->find(address.position, seq_len, stretches);
-    int64_t found = 0;
-    for (const Stretch& stretch : stretches) found += stretch.count;
-    if (found > seq_len + 1) throw std::logic_error("a sample is longer than its place");
-    row.resize(static_cast<size_t>(seq_len) + 1);
-    std::fill(row.begin() + found, row.end(), 0);
-    read_tokens(from, stretches, row.data());
+    from.samples->find(address.position, address.seq_len, out);
+    for (const Stretch& stretch : out) {
+        from.bytes->prefetch(stretch.start * from.type.bytes, stretch.count * from.type.bytes);
+    }
+}
 
-    const int64_t first = done.tokens;
-    int64_t* targets = out.targets + first;
-    std::copy_n(row.data(), seq_len, out.tokens + first);
-    std::copy_n(row.data() + 1, seq_len, targets);
+void BatchReader::write_sample(const SampleAddress& address, const std::vector<Stretch>& stretches,
+                               const BatchArrays& out, Progress& done) const {
+    const int64_t seq_len = address.seq_len, first = done.tokens;
+    int64_t *tokens = out.tokens + first, *targets = out.targets + first;
+    const int64_t last = read_tokens(source(address.source), stretches, seq_len, tokens);
+    std::copy_n(tokens + 1, seq_len - 1, targets);
+    targets[seq_len - 1] = last;
     fill(out.source_ids + first, seq_len, address.source);
     // Each stretch is a document to itself, and so is the padding after the last.
     const auto open_document = [&](int64_t begin, int64_t end) {
@@ -119,24 +134,36 @@ void BatchReader::read_sample(int64_t sample, const BatchArrays& out, Progress& 
     }
 }
 
-void BatchReader::read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t* out) const {
+// Writes the first seq_len tokens of a sample, zeros where it has fewer, and returns the one after them: its last target.
+int64_t BatchReader::read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t seq_len,
+                                 int64_t* tokens) const {
     thread_local std::vector<unsigned char> bytes;
+    int64_t filled = 0, last = 0;
     with_token_type(source.type.type, [&](auto zero) {
         using Token = decltype(zero);
         const auto size = static_cast<int64_t>(sizeof(Token));
-        for (const Stretch& stretch : stretches) source.bytes->prefetch(stretch.start * size, stretch.count * size);
         for (const Stretch& stretch : stretches) {
+            if (stretch.count > seq_len + 1 - filled) throw std::logic_error("a sample is longer than its place");
             bytes.resize(static_cast<size_t>(stretch.count * size));
             source.bytes->read(stretch.start * size, stretch.count * size, bytes.data());
-            if (!widen<Token>(bytes.data(), stretch.count, vocab_size_, out)) refuse_id(source, stretch, out);
-            out += stretch.count;
+            const int64_t inside = std::min(stretch.count, seq_len - filled);
+            if (!widen<Token>(bytes.data(), inside, vocab_size_, tokens + filled)) {
+                refuse_id(source, stretch, tokens + filled, inside);
+            }
+            if (inside < stretch.count && !widen<Token>(bytes.data() + inside * size, 1, vocab_size_, &last)) {
+                refuse_id(source, {stretch.document, stretch.in_document + inside, 0, 1}, &last, 1);
+            }
+            filled += stretch.count;
         }
     });
+    std::fill(tokens + std::min(filled, seq_len), tokens + seq_len, 0);
+    return last;
 }
 
-void BatchReader::refuse_id(const BatchSource& source, const Stretch& stretch, const int64_t* ids) const {
+void BatchReader::refuse_id(const BatchSource& source, const Stretch& stretch, const int64_t* ids,
+                            int64_t count) const {
     const int64_t* stray =
-        std::find_if(ids, ids + stretch.count, [this](int64_t id) { return id < 0 || id >= vocab_size_; });
+        std::find_if(ids, ids + count, [this](int64_t id) { return id < 0 || id >= vocab_size_; });
     throw FormatError(source.prefix + ".bin",
                       "token id " + std::to_string(*stray) + " at position " +
                           std::to_string(stretch.in_document + (stray - ids)) + " of document " +

@@ -66,9 +66,13 @@ class BatchReader {
         int64_t tokens = 0, borders = 0;
         std::vector<int64_t> sources;
     };
-    void read_sample(int64_t sample, const BatchArrays& out, Progress& done) const;
-    void read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t* out) const;
-    [[noreturn]] void refuse_id(const BatchSource& source, const Stretch& stretch, const int64_t* ids) const;
+    void find_and_prefetch(const SampleAddress& address, std::vector<Stretch>& out) const;
+    void write_sample(const SampleAddress& address, const std::vector<Stretch>& stretches, const BatchArrays& out,
+                      Progress& done) const;
+    int64_t read_tokens(const BatchSource& source, const std::vector<Stretch>& stretches, int64_t seq_len,
+                        int64_t* tokens) const;
+    [[noreturn]] void refuse_id(const BatchSource& source, const Stretch& stretch, const int64_t* ids,
+                                int64_t count) const;
 
     const std::shared_ptr<const Mixture> mixture_;
     const std::vector<BatchSource> sources_;

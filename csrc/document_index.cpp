@@ -77,6 +77,12 @@ void DocumentIndex::read_lengths_in_order(int64_t group, std::vector<int64_t>& l
     if (tokens != static_cast<uint64_t>(group_tokens(group))) refuse("it has changed since it was opened");
 }
 
+void DocumentIndex::prefetch(int64_t group) const {
+    if (!one_sequence_each_) return;
+    const int64_t first = first_document(group), count = std::min(group_, documents_ - first);
+    index_.prefetch(static_cast<int64_t>(kIndexHeaderBytes) + 4 * first, 4 * count);
+}
+
 // The tokens of documents [first, first + count).
 void DocumentIndex::read_lengths(Read read, int64_t first, int64_t count, std::vector<int64_t>& lengths) const {
     if (one_sequence_each_) return read_lengths_of_sequences(read, first, count, lengths);

@@ -31,6 +31,8 @@ class DocumentIndex {
     // Where the documents of a group start in the stream, and at the end where the last of them ends. `starts` is
     // resized. FormatError if the file is damaged there, or is not what it was.
     void read_starts(int64_t group, std::vector<int64_t>& starts) const;
+    // Starts to bring what read_starts will read into the cache of the processor.
+    void prefetch(int64_t group) const;
     // The tokens of each document of a group, for one who goes through all groups in order: not by the map, whose pages
     // would stay in memory. `lengths` is resized. FormatError as read_starts.
     void read_lengths_in_order(int64_t group, std::vector<int64_t>& lengths) const;

@@ -72,19 +72,32 @@ std::shared_ptr<const ContiguousSource::Epoch> ContiguousSource::make_epoch(int6
     return std::make_shared<const Epoch>(std::move(made));
 }
 
+// The place in the order of groups of the one that holds token `offset` of an epoch; reduces `offset` to that in the group.
+int64_t ContiguousSource::seek(const Epoch& epoch, int64_t& offset) const {
+    const auto after = std::upper_bound(epoch.before.begin(), epoch.before.end(), offset);
+    int64_t place = (after - epoch.before.begin() - 1) * kStride;
+    offset -= *std::prev(after);
+    while (true) {
+        const int64_t tokens = index_->group_tokens(epoch.order(place));
+        if (offset < tokens) return place;
+        offset -= tokens;
+        ++place;
+    }
+}
+
+void ContiguousSource::prefetch(int64_t position) const {
+    const std::shared_ptr<const Epoch> order = epoch(position / index_->tokens());
+    int64_t offset = position % index_->tokens();
+    const int64_t place = seek(*order, offset);
+    index_->prefetch(order->order(place));
+}
+
 // The stretches of tokens [offset, offset + count) of an epoch, which lie inside it.
 void ContiguousSource::find_in_epoch(int64_t number, int64_t offset, int64_t count, std::vector<Stretch>& out) const {
     const std::shared_ptr<const Epoch> order = epoch(number);
-    const auto after = std::upper_bound(order->before.begin(), order->before.end(), offset);
-    int64_t i = (after - order->before.begin() - 1) * kStride;
-    offset -= *std::prev(after);
-    for (; count > 0; ++i) {
-        const int64_t group = order->order(i), tokens = index_->group_tokens(group);
-        if (offset >= tokens) {
-            offset -= tokens;
-        } else {
-            find_in_group(*order, group, offset, count, out);
-        }
+    for (int64_t place = seek(*order, offset); count > 0; ++place) {
+        const int64_t group = order->order(place);
+        if (index_->group_tokens(group) > 0) find_in_group(*order, group, offset, count, out);
     }
 }
 

@@ -32,6 +32,8 @@ class SampleSource {
     // std::out_of_range for a position below 0 or too close to the end of int64, or a seq_len outside [1, kMaxSeqLen];
     // FormatError for a file that is damaged, or is not what it was.
     virtual void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const = 0;
+    // Starts to bring what `find` will read for this position into the cache of the processor, where that is cheap.
+    virtual void prefetch(int64_t) const {}
     // Memory held to find them.
     virtual int64_t addressing_bytes() const = 0;
 
@@ -54,6 +56,7 @@ class ContiguousSource : public SampleSource {
 
     // FormatError too if the sample would hold `kMaxEpochs` of the source.
     void find(int64_t position, int64_t seq_len, std::vector<Stretch>& out) const override;
+    void prefetch(int64_t position) const override;
     int64_t addressing_bytes() const override;
 
   private:
@@ -63,12 +66,13 @@ class ContiguousSource : public SampleSource {
         KeyedPermutation order;
         std::vector<int64_t> before;
     };
-    static constexpr int64_t kStride = 64;
+    static constexpr int64_t kStride = 16;
     static constexpr size_t kEpochsKept = 64;
     static constexpr int64_t kMaxEpochs = 1 << 16;
 
     std::shared_ptr<const Epoch> epoch(int64_t number) const;
     std::shared_ptr<const Epoch> make_epoch(int64_t number) const;
+    int64_t seek(const Epoch& epoch, int64_t& offset) const;
     void find_in_epoch(int64_t number, int64_t offset, int64_t count, std::vector<Stretch>& out) const;
     void find_in_group(const Epoch& epoch, int64_t group, int64_t& offset, int64_t& count,
                        std::vector<Stretch>& out) const;
