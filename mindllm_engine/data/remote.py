@@ -32,7 +32,7 @@ from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.cache_folder import CacheFolder, touch
 from mindllm_engine.data.manifest import Manifest
 from mindllm_engine.data.range_reads import RemoteFile, in_parallel
-from mindllm_engine.data.token_files import TokenFile
+from mindllm_engine.data.token_files import IndexedTokens, TokenFile
 from mindllm_engine.errors import DataError
 
 _INDEX_PIECE_BYTES = 8 << 20
@@ -142,7 +142,7 @@ class ChunkCache:
         return min(self._manifest.chunk_bytes, self._data_bytes - chunk * self._manifest.chunk_bytes)
 
 
-class RemoteTokenFile:
+class RemoteTokenFile(IndexedTokens):
     """A remote source opened for reading, in the manner of `TokenFile`. Thread-safe.
 
     Attributes:
@@ -165,21 +165,6 @@ class RemoteTokenFile:
         self.reader = _open_index(self.index_path, self.manifest.data_bytes)
         self.manifest.check_index(url, self.reader)
         self.bytes = _native.ChunkFolderBytes(self.chunks.folder, self.manifest.chunk_bytes, self.manifest.data_bytes)
-
-    @property
-    def documents(self) -> int:
-        """The number of documents."""
-        return self.reader.documents
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens."""
-        return self.reader.tokens
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the ids in the file."""
-        return self.reader.dtype
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -27,7 +27,29 @@ _PIECE_BYTES = 1 << 20
 """Read, hashed and compared at a time, to stay in a core's cache. A multiple of the size of every type of ids."""
 
 
-class TokenFile:
+class IndexedTokens:
+    """What the index tells of a source, wherever its data lies."""
+
+    reader: Any
+    """The `_native.TokenFileReader` of the index."""
+
+    @property
+    def documents(self) -> int:
+        """The number of documents."""
+        return self.reader.documents
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return self.reader.tokens
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the ids in the file."""
+        return self.reader.dtype
+
+
+class TokenFile(IndexedTokens):
     """A token file opened for reading: the native reader and the manifest, which agree with each other.
 
     The tokens are one stream, numbered from 0, which the documents divide. Nothing is loaded: arrays are views of a
@@ -58,21 +80,6 @@ class TokenFile:
         """The data, for the native code: `_native.TokenBytes`. Raises DataError if it cannot be opened."""
         with reading(self.prefix):
             return _native.LocalBytes(with_suffix(self.prefix, ".bin"))
-
-    @property
-    def documents(self) -> int:
-        """The number of documents."""
-        return self.reader.documents
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens."""
-        return self.reader.tokens
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the ids in the file."""
-        return self.reader.dtype
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

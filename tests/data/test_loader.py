@@ -90,8 +90,8 @@ def assert_batch(batch: Batch, rows: list[tuple[int, list[int], list[int], list[
 def test_batches_hold_what_the_files_hold(tmp_path: Path, packing: Packing, order: str) -> None:
     files = write_sources(tmp_path)
     blocks = [
-        BlockConfig(tokens=40 * SEQ_LEN, order=order),  # type: ignore[arg-type]
-        BlockConfig(tokens=20 * 24, seq_len=24, order=order, weights={"a": 1, "c": 2}),  # type: ignore[arg-type]
+        BlockConfig(tokens=40 * SEQ_LEN, order=order),
+        BlockConfig(tokens=20 * 24, seq_len=24, order=order, weights={"a": 1, "c": 2}),
     ]
     plan = make_plan(files, blocks, packing)
     loader = make_loader(plan, files)

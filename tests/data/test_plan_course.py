@@ -32,8 +32,8 @@ def all_sources(plan: Plan) -> np.ndarray:
 @pytest.mark.parametrize("samples", [1, 63, 64, 1000, 30_011])
 def test_a_plan_with_small_windows_is_counted_exactly(order: str, samples: int) -> None:
     plan = make_plan([
-        BlockConfig(tokens=samples * SEQ_LEN, order=order),  # type: ignore[arg-type]
-        BlockConfig(tokens=700 * 24, seq_len=24, order=order, languages={"zh": 2, "en": 1}),  # type: ignore[arg-type]
+        BlockConfig(tokens=samples * SEQ_LEN, order=order),
+        BlockConfig(tokens=700 * 24, seq_len=24, order=order, languages={"zh": 2, "en": 1}),
     ])  # fmt: skip
     course = follow(plan)
     sources = all_sources(plan)

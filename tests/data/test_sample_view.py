@@ -28,7 +28,7 @@ from tests.data.test_loader import SEQ_LEN, make_loader, make_plan, random_lengt
 def printed(view: SampleView, loader: Loader) -> str:
     console = Console(file=io.StringIO(), width=100, highlight=False)
     print_sample(console, view, loader.plan, lambda ids: "".join(chr(0x4E00 + int(token)) for token in ids))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def check_view(view: SampleView, loader: Loader, files: list[TokenFile]) -> None:
@@ -60,8 +60,8 @@ def check_view(view: SampleView, loader: Loader, files: list[TokenFile]) -> None
 def test_every_sample_is_what_the_files_hold(tmp_path: Path, packing: Packing, order: str) -> None:
     files = write_sources(tmp_path)
     blocks = [
-        BlockConfig(tokens=60 * SEQ_LEN, order=order),  # type: ignore[arg-type]
-        BlockConfig(tokens=30 * 24, seq_len=24, order=order, weights={"a": 1, "c": 2}),  # type: ignore[arg-type]
+        BlockConfig(tokens=60 * SEQ_LEN, order=order),
+        BlockConfig(tokens=30 * 24, seq_len=24, order=order, weights={"a": 1, "c": 2}),
     ]
     plan = make_plan(files, blocks, packing)
     loader = make_loader(plan, files)
@@ -141,7 +141,7 @@ def test_everything_is_printed_without_a_tokenizer_too(tmp_path: Path) -> None:
     inspection = inspect(loader, files, [3, 59])
     console = Console(file=io.StringIO(), width=200, highlight=False)
     print_inspection(console, inspection, None)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = console.file.getvalue()
     for part in ("packed 16", "lengths of all sources", "sample 3: ", "sample 59: "):
         assert part in shown
     assert " ".join(map(str, inspection.samples[0].pieces[0].ids)) in shown

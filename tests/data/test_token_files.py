@@ -221,8 +221,7 @@ def test_views_are_read_only_and_outlive_the_reader(tmp_path: Path) -> None:
 def test_threads_may_share_a_writer(tmp_path: Path) -> None:
     writer = _native.TokenFileWriter(tmp_path / "a", "int32")
     threads = [
-        threading.Thread(target=lambda k=k: [writer.append(np.full(50, k)) for _ in range(200)])  # type: ignore[misc]
-        for k in range(4)
+        threading.Thread(target=lambda k=k: [writer.append(np.full(50, k)) for _ in range(200)]) for k in range(4)
     ]
     for thread in threads:
         thread.start()

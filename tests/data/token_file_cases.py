@@ -16,7 +16,7 @@ def flat(documents: list[np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarra
 
 
 def build(prefix: Path, documents: list[np.ndarray], dtype: str = "int32", vocab_size: int = 1000) -> None:
-    with TokenFileBuilder(prefix, dtype, vocab_size=vocab_size, **FACTS) as builder:  # type: ignore[arg-type]
+    with TokenFileBuilder(prefix, dtype, vocab_size=vocab_size, **FACTS) as builder:
         builder.append_many(*flat(documents, dtype), text_bytes=7 * len(documents))
 
 
