@@ -161,8 +161,8 @@ def _check_sizes(block: BlockConfig, where: str, seq_len: int, is_last: bool) ->
         raise ConfigError(
             f"{where}.tokens: {block.tokens} is less than one sample of {sample} tokens, or beyond counting"
         )
-    if block.samples_per_chunk < 1:
-        raise ConfigError(f"{where}.samples_per_chunk: {block.samples_per_chunk} must be at least 1")
+    if not 1 <= block.samples_per_chunk < MAX_TOKENS:
+        raise ConfigError(f"{where}.samples_per_chunk: {block.samples_per_chunk} must be at least 1, and countable")
     if not block.max_epochs >= 0:
         raise ConfigError(f"{where}.max_epochs: {block.max_epochs} must be a number of at least 0")
 
@@ -174,7 +174,8 @@ def _check_names(where: str, ratios: dict[str, float], kind: str, known: Collect
             these = {"language": "languages", "category": "categories", "source": "sources"}[kind]
             advice = f"did you mean {nearest[0]}?" if nearest else f"the {these} are {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: unknown {kind} {name}; {advice}")
-        if not 0 <= ratio < math.inf:
+        # A cap may be infinite, which is none; a share may not.
+        if not 0 <= ratio < math.inf and not (ratio == math.inf and where.endswith(".max_epochs_of")):
             raise ConfigError(f"{where}.{name}: {ratio} must be a finite number of at least 0")
 
 

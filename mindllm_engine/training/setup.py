@@ -164,6 +164,14 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
     """
     config.validate(world_size)
     folder = Path(config.run.dir)
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"run.dir: '{folder}' cannot be opened ({getattr(error, 'strerror', error)}); choose another"
+        ) from error
     if not config.run.dir or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"run.dir: '{config.run.dir}' is not a folder; choose another")
     for name, is_kind, kind in ((METRICS_FILE, Path.is_file, "file"), ("checkpoints", Path.is_dir, "folder")):
