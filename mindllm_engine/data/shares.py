@@ -115,6 +115,12 @@ def left_out(block: BlockConfig, source: SourceFacts) -> str | None:
     return None
 
 
+def exceeds(epochs: Fraction, cap: float) -> bool:
+    """Whether a source is read more often than its cap, taken as the decimal number that was written: no float is
+    0.96."""
+    return epochs > (Fraction(str(cap)) if math.isfinite(cap) else cap)
+
+
 def source_shares(block: BlockConfig, sources: list[SourceFacts]) -> dict[str, Fraction]:
     """The share of each source that a block draws from, by name; they sum to 1. The block has passed `check_blocks`,
     and its sources have tokens."""

@@ -217,8 +217,8 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
     samples_needed = (config.train.steps - state.step) * config.train.global_batch_size
     if samples_needed > samples_left:
         raise CheckpointError(
-            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has {samples_left:,} left; "
-            "append a block to data.blocks"
+            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has "
+            f"{max(0, samples_left):,} left; append a block to data.blocks"
         )
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:

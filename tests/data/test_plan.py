@@ -447,3 +447,13 @@ def test_a_cap_counts_only_the_sources_of_its_block() -> None:
 def test_an_infinite_cap_is_none() -> None:
     forever = BlockConfig(tokens=64_000, weights={"zh_web": 1}, max_epochs_of={"zh_web": float("inf")})
     assert make_plan([forever]).samples == 1000
+
+
+def test_a_cap_is_the_decimal_number_that_was_written() -> None:
+    """96 samples of 100 tokens from 10,000 are 0.96 epochs, which is more than the float nearest to 0.96."""
+    source = SourceFacts("web", "en", "web", 10_000, 10, "c")
+    assert Fraction(96, 100) > Fraction(0.96)
+    plan = Plan([source], [BlockConfig(tokens=9600, max_epochs=0.96)], 100, 1, 96)
+    assert plan.samples == 96
+    with pytest.raises(ConfigError, match=r"repeated 0\.97 times, above max_epochs = 0\.96"):
+        Plan([source], [BlockConfig(tokens=9700, max_epochs=0.96)], 100, 1, 97)
