@@ -4,6 +4,7 @@ A tool reads `--config file.yaml` and dotted overrides (`--optim.lr 3e-4`) throu
 (`parse_arguments`), and runs under `run_tool`, which turns a `MindLLMError` into `error: <one line>` and exit code 2.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -35,10 +36,15 @@ def run_tool(main: Callable[[], None]) -> None:
     except MindLLMError as error:
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(SECONDS_FOR_RANK_0)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """A text as one line without control characters, which are escaped: names of files may hold any."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def parse_arguments(schema: type[Schema], description: str, argv: list[str] | None = None) -> Schema:
@@ -79,6 +85,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    try:
+        content = _parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-99-99
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    """What a text in YAML says. Raises yaml.YAMLError, and ConfigError for a key given twice."""
+    import yaml
+
     class Loader(yaml.SafeLoader):
         """Refuses a key that is given twice, where YAML would keep the last in silence."""
 
@@ -86,18 +107,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise ConfigError(f"{path}: the key {key} is given twice in one mapping; keep one")
+                    raise ConfigError(f"{where}: the key {key} is given twice in one mapping; keep one")
             return super().construct_mapping(node, deep)
 
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
-    return content
+    return yaml.load(text, Loader)
+
+
+def _refuse_repeated_keys(argv: list[str]) -> None:
+    """Of mappings given as the value of an option, such as --data.sources '{web: a, web: b}'."""
+    import yaml
+
+    for option, value in zip(["", *argv], argv, strict=False):
+        name, value = value.split("=", 1) if value.startswith("--") and "=" in value else (option, value)
+        if name.startswith("--") and "." in name and value.lstrip().startswith(("{", "[")):
+            with contextlib.suppress(yaml.YAMLError, ValueError):  # jsonargparse says what is wrong with it
+                _parse_yaml(value, name.removeprefix("--"))
 
 
 def _config_files(argv: list[str]) -> Iterator[str]:
@@ -123,6 +147,7 @@ def _check_keys(schema: type, argv: list[str]) -> None:
         if name in ("config", "help", "print_config"):
             continue
         _check_option(schema, name)
+    _refuse_repeated_keys(argv)
 
 
 def _check_option(schema: type, name: str) -> None:
@@ -216,6 +241,8 @@ def _one_line(message: str, argv: list[str]) -> str:
     )
     expected = [part for part in expected if "NoneType" not in part or len(expected) == 1]
     where = ", ".join(_config_files(argv)) or "command line"
+    if keys and "Not a valid subclass" in message and "Got value: {}" in message:
+        return f"{where}: {'.'.join(keys[:1])}: expected mappings with one key at least, found an empty one"
     path: list[str] = []
     for key in keys:
         path = key.split(".") if key.startswith(".".join(path) + ".") or not path else [*path, *key.split(".")]

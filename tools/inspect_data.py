@@ -69,7 +69,7 @@ def sample_numbers(asked: str | None, samples: int) -> list[int]:
     """The samples to show of a plan that has `samples`. Raises ConfigError for one that it has not."""
     if asked is None:
         return sorted({(samples - 1) * place // (SAMPLES_SHOWN - 1) for place in range(SAMPLES_SHOWN)})
-    if not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*", asked):
+    if not re.fullmatch(r"\s*[0-9]{1,99}\s*(,\s*[0-9]{1,99}\s*)*", asked):
         raise ConfigError(f"samples: '{asked}' is no list of sample numbers; give one such as 0,17,1000000")
     numbers = [int(number) for number in asked.split(",")]
     if max(numbers) >= samples:

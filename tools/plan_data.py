@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.data.plan_summary import BlockSummary, PlanSummary, summarize
@@ -52,7 +53,8 @@ def write_json(path: Path, summary: PlanSummary) -> None:
 
 def print_summary(summary: PlanSummary) -> None:
     """One table a block, and the totals."""
-    console = Console(width=120 if not Console().is_terminal else None, highlight=False)
+    # Wider than a narrow terminal, whose lines wrap then: numbers that are cut short are worth nothing.
+    console = Console(width=max(120, Console().width), highlight=False)
     for number, block in enumerate(summary.blocks):
         print_block(console, number, block)
     if len(summary.blocks) > 1:
@@ -68,12 +70,13 @@ def print_block(console: Console, number: int, block: BlockSummary) -> None:
         title_justify="left",
     )
     for title in ("source", "lang", "category"):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, overflow="fold")
     for title in ("available", "asked", "taken", "share", "epochs", "so far", "cap"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in block.sources:
+        named = map(Text, (row.name, row.language, row.category))  # Text: a name may look like markup
         table.add_row(
-            row.name, row.language, row.category, f"{row.available:,}", f"{row.share_asked:.2%}", f"{row.tokens:,}",
+            *named, f"{row.available:,}", f"{row.share_asked:.2%}", f"{row.tokens:,}",
             f"{row.share:.2%}", f"{row.epochs:.3f}", f"{row.epochs_so_far:.3f}", f"{row.cap:g}",
             style="red" if row.exceeds else "dim" if row.unused else None,
         )  # fmt: skip

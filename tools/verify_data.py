@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, parse_arguments, run_tool
+from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, parse_arguments, printable, run_tool
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.manifest import Manifest
@@ -54,7 +54,7 @@ def main() -> None:
     )
     damages = [damage for file in verified for damage in file.damages]
     for damage in damages:
-        print(f"error: {damage}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(damage))}", file=sys.stderr, flush=True)
     if damages:
         sys.exit(USER_ERROR_EXIT_CODE)
 
@@ -73,7 +73,9 @@ def table(verified: list[Verified]) -> Table:
         numbers = counts([facts]) if facts else ["?"] * 3
         kind = [facts.lang, facts.category] if facts else ["?"] * 2
         result = "damaged" if file.damages else "sound"
-        rows.add_row(*map(Text, (file.prefix.name, *kind, *numbers, result)))  # Text: a name may look like markup
+        rows.add_row(
+            *map(Text, (printable(file.prefix.name), *kind, *numbers, result))
+        )  # Text: a name may look like markup
     for by_category in (False, True):
         rows.add_section()
         groups: dict[tuple[str, str], list[Manifest]] = defaultdict(list)

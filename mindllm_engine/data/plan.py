@@ -23,6 +23,7 @@ from mindllm_engine.data.shares import (
     BlockConfig,
     SourceFacts,
     check_blocks,
+    exceeds,
     left_out,
     share_out,
     source_shares,
@@ -199,7 +200,7 @@ def refuse_repetition(
     """Raise ConfigError for the first source of a block whose `epochs` up to the block's end are above its cap."""
     for number, source in enumerate(sources):
         cap = config.max_epochs_of.get(source.name, config.max_epochs)
-        if block.quotas[number] and epochs[number] > cap:
+        if block.quotas[number] and exceeds(epochs[number], cap):
             key = f"max_epochs_of.{source.name}" if source.name in config.max_epochs_of else "max_epochs"
             raise ConfigError(
                 f"{where}: source {source.name} would be repeated {math.ceil(epochs[number] * 100) / 100:.2f} times, "

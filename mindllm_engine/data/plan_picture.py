@@ -3,6 +3,7 @@ of the MindLLM paper, arXiv 2310.15777)."""
 
 import colorsys
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def draw(plan: Plan, course: PlanCourse, path: Path) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold a dollar
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100, pil_kwargs={"optimize": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that no font has, names wider than the picture
+        figure.savefig(content, format="png", dpi=100, pil_kwargs={"optimize": True})
     write_atomically(path, content.getvalue())
 
 

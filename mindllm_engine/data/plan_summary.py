@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from mindllm_engine.data.mixture import Block
 from mindllm_engine.data.plan import Plan
-from mindllm_engine.data.shares import BlockConfig, SourceFacts, left_out, source_shares
+from mindllm_engine.data.shares import BlockConfig, SourceFacts, exceeds, left_out, source_shares
 
 
 @dataclass
@@ -22,6 +22,7 @@ class SourceSummary:
         epochs: how often the block reads the source; epochs_so_far: with the blocks before it.
         cap: on `epochs_so_far`.
         unused: why the block takes nothing of it; None if it does.
+        exceeds: whether the plan is refused for this source.
     """
 
     name: str
@@ -36,11 +37,7 @@ class SourceSummary:
     epochs_so_far: float
     cap: float
     unused: str | None
-
-    @property
-    def exceeds(self) -> bool:
-        """Whether the plan is refused for this source."""
-        return self.samples > 0 and self.epochs_so_far > self.cap
+    exceeds: bool
 
 
 @dataclass
@@ -94,6 +91,7 @@ def _summarize_block(plan: Plan, block: Block, config: BlockConfig, epochs: list
     shares = source_shares(config, plan.sources)
 
     def row(number: int, source: SourceFacts) -> SourceSummary:
+        cap = config.max_epochs_of.get(source.name, config.max_epochs)
         return SourceSummary(
             name=source.name,
             language=source.language,
@@ -105,8 +103,9 @@ def _summarize_block(plan: Plan, block: Block, config: BlockConfig, epochs: list
             tokens=block.quotas[number] * block.seq_len,
             epochs=float(plan.epochs_in(block, number)),
             epochs_so_far=float(epochs[number]),
-            cap=config.max_epochs_of.get(source.name, config.max_epochs),
+            cap=cap,
             unused=left_out(config, source),
+            exceeds=block.quotas[number] > 0 and exceeds(epochs[number], cap),
         )
 
     rows = [row(number, source) for number, source in enumerate(plan.sources)]

@@ -115,6 +115,12 @@ def left_out(block: BlockConfig, source: SourceFacts) -> str | None:
     return None
 
 
+def exceeds(epochs: Fraction, cap: float) -> bool:
+    """Whether a source is read more often than its cap, taken as the decimal number that was written: no float is
+    0.96."""
+    return epochs > (Fraction(str(cap)) if math.isfinite(cap) else cap)
+
+
 def source_shares(block: BlockConfig, sources: list[SourceFacts]) -> dict[str, Fraction]:
     """The share of each source that a block draws from, by name; they sum to 1. The block has passed `check_blocks`,
     and its sources have tokens."""
@@ -161,8 +167,8 @@ def _check_sizes(block: BlockConfig, where: str, seq_len: int, is_last: bool) ->
         raise ConfigError(
             f"{where}.tokens: {block.tokens} is less than one sample of {sample} tokens, or beyond counting"
         )
-    if block.samples_per_chunk < 1:
-        raise ConfigError(f"{where}.samples_per_chunk: {block.samples_per_chunk} must be at least 1")
+    if not 1 <= block.samples_per_chunk < MAX_TOKENS:
+        raise ConfigError(f"{where}.samples_per_chunk: {block.samples_per_chunk} must be at least 1, and countable")
     if not block.max_epochs >= 0:
         raise ConfigError(f"{where}.max_epochs: {block.max_epochs} must be a number of at least 0")
 
@@ -174,7 +180,8 @@ def _check_names(where: str, ratios: dict[str, float], kind: str, known: Collect
             these = {"language": "languages", "category": "categories", "source": "sources"}[kind]
             advice = f"did you mean {nearest[0]}?" if nearest else f"the {these} are {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: unknown {kind} {name}; {advice}")
-        if not 0 <= ratio < math.inf:
+        # A cap may be infinite, which is none; a share may not.
+        if not 0 <= ratio < math.inf and not (ratio == math.inf and where.endswith(".max_epochs_of")):
             raise ConfigError(f"{where}.{name}: {ratio} must be a finite number of at least 0")
 
 

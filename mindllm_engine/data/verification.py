@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindllm_engine.data.file_errors import reading
 from mindllm_engine.data.manifest import Manifest, with_suffix
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
@@ -38,24 +39,30 @@ def find_token_files(sources: list[str]) -> list[Path]:
     other source is a prefix itself, with or without .bin, .idx or .json.
 
     Raises:
-        DataError: nothing was named, a folder holds no token file, or there is nothing at a prefix.
+        DataError: nothing was named, a folder holds no token file or cannot be read, or there is nothing at a prefix.
     """
     prefixes: list[Path] = []
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            # A .json alone may be anything; a .bin or .idx without its manifest is a damaged token file.
-            found = sorted({file.with_suffix("") for suffix in (".bin", ".idx") for file in path.glob(f"*{suffix}")})
-            if not found:
-                raise DataError(f"{source}: the folder holds no token files (.bin, .idx); give the one that does")
-        else:
-            found = [path.with_suffix("") if path.suffix in (".bin", ".idx", ".json") else path]
-            if not any(with_suffix(found[0], suffix).exists() for suffix in (".bin", ".idx", ".json")):
-                raise DataError(f"{source}: no such folder, and no token file {source}.bin; check the path")
-        prefixes += found
+        with reading(Path(source)):
+            prefixes += _token_files_of(source)
     if not prefixes:
         raise DataError("no sources to verify; give prefixes of token files, or folders that hold some")
     return list(dict.fromkeys(prefixes))
+
+
+def _token_files_of(source: str) -> list[Path]:
+    """Those of one source, see `find_token_files`; what the system refuses is an OSError."""
+    path = Path(source)
+    if path.is_dir():
+        # A .json alone may be anything; a .bin or .idx without its manifest is a damaged token file.
+        found = sorted({file.with_suffix("") for file in path.iterdir() if file.suffix in (".bin", ".idx")})
+        if not found:
+            raise DataError(f"{source}: the folder holds no token files (.bin, .idx); give the one that does")
+        return found
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx", ".json") else path
+    if not any(with_suffix(prefix, suffix).exists() for suffix in (".bin", ".idx", ".json")):
+        raise DataError(f"{source}: no such folder, and no token file {source}.bin; check the path")
+    return [prefix]
 
 
 def bytes_of(prefix: Path) -> int:

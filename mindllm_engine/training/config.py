@@ -1,6 +1,6 @@
 """The configuration of a run: the one schema of `tools/pretrain.py`, and the checks that need no data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -131,6 +131,12 @@ class RunConfig:
             )
         if not self.data.blocks:
             raise ConfigError("data.blocks: a plan needs one block at least")
+        for number, block in enumerate(self.data.blocks):
+            for entry in fields(block):
+                if getattr(block, entry.name) is None and entry.default is not None:
+                    raise ConfigError(
+                        f"data.blocks[{number}].{entry.name}: null is no value; leave the key out instead"
+                    )
         longest = self.model.selected.max_seq_len
         lengths = {f"data.blocks[{number}].seq_len": block.seq_len for number, block in enumerate(self.data.blocks)}
         for key, seq_len in ({"data.seq_len": self.data.seq_len} | lengths).items():
@@ -154,6 +160,8 @@ class RunConfig:
             raise ConfigError("data.sources and data.heldout: leave the key out where there are none, instead of null")
         named: dict[Path, str] = {}
         for name, prefix in self.data.sources.items():
+            if not name or not f"{name}{prefix}".isprintable():
+                raise ConfigError(f"data.sources: {name!r}: {prefix!r} is empty or cannot be printed; rename it")
             other = named.setdefault(Path(f"{prefix}.bin").resolve(), name)
             if other != name:
                 raise ConfigError(f"data.sources: {other} and {name} are the same token file, {prefix}; keep one")

@@ -164,6 +164,14 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
     """
     config.validate(world_size)
     folder = Path(config.run.dir)
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"run.dir: '{folder}' cannot be opened ({getattr(error, 'strerror', error)}); choose another"
+        ) from error
     if not config.run.dir or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"run.dir: '{config.run.dir}' is not a folder; choose another")
     for name, is_kind, kind in ((METRICS_FILE, Path.is_file, "file"), ("checkpoints", Path.is_dir, "folder")):
@@ -209,8 +217,8 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
     samples_needed = (config.train.steps - state.step) * config.train.global_batch_size
     if samples_needed > samples_left:
         raise CheckpointError(
-            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has {samples_left:,} left; "
-            "append a block to data.blocks"
+            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has "
+            f"{max(0, samples_left):,} left; append a block to data.blocks"
         )
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:

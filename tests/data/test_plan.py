@@ -370,6 +370,7 @@ def test_older_and_damaged_states_are_refused() -> None:
         ({"tokens": 6400, "seq_len": 0}, "seq_len: 0 must be at least 1"),
         ({"tokens": 6400, "seq_len": -2}, "seq_len: -2 must be at least 1"),
         ({"samples_per_chunk": 0}, "samples_per_chunk: 0 must be at least 1"),
+        ({"samples_per_chunk": 1 << 62}, "samples_per_chunk: 4611686018427387904 must be at least 1, and countable"),
         (
             {"tokens": 64_000, "weights": {"zh_web": 1}, "max_epochs": 2.0},
             "data.blocks[0]: source zh_web would be repeated 3.20 times, above max_epochs = 2.0; lower its share",
@@ -441,3 +442,18 @@ def test_a_cap_counts_only_the_sources_of_its_block() -> None:
     assert make_plan(blocks).samples == 3000
     with pytest.raises(ConfigError, match=r"blocks\[1\]: source zh_web would be repeated 6\.\d\d times"):
         make_plan([blocks[0], BlockConfig(tokens=6400)])
+
+
+def test_an_infinite_cap_is_none() -> None:
+    forever = BlockConfig(tokens=64_000, weights={"zh_web": 1}, max_epochs_of={"zh_web": float("inf")})
+    assert make_plan([forever]).samples == 1000
+
+
+def test_a_cap_is_the_decimal_number_that_was_written() -> None:
+    """96 samples of 100 tokens from 10,000 are 0.96 epochs, which is more than the float nearest to 0.96."""
+    source = SourceFacts("web", "en", "web", 10_000, 10, "c")
+    assert Fraction(96, 100) > Fraction(0.96)
+    plan = Plan([source], [BlockConfig(tokens=9600, max_epochs=0.96)], 100, 1, 96)
+    assert plan.samples == 96
+    with pytest.raises(ConfigError, match=r"repeated 0\.97 times, above max_epochs = 0\.96"):
+        Plan([source], [BlockConfig(tokens=9700, max_epochs=0.96)], 100, 1, 97)

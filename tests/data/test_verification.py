@@ -2,6 +2,7 @@
 several, by the tool, and while another process cuts the files short."""
 
 import contextlib
+import errno
 import os
 import shutil
 import struct
@@ -430,6 +431,8 @@ def test_tool_checks_the_tokenizer(corpus: Path, tmp_path: Path) -> None:
     [
         (["--sources", "{folder}/none"], "error: {folder}/none: no such folder, and no token file"),
         (["--sources", "{folder}/empty"], "error: {folder}/empty: the folder holds no token files"),
+        (["--sources", "{folder}/" + "x" * 300], "error: {folder}/" + "x" * 300 + ": file name too long"),
+        (["--sources", "{folder}/a\nb"], "error: {folder}/a\\nb: no such folder, and no token file"),
         (["--sources", "[]"], "error: no sources to verify"),
         (["--sources", "{folder}", "--workers", "0"], "error: workers: 0 is no number of threads"),
         (
@@ -460,6 +463,15 @@ def test_sources_are_folders_and_prefixes(corpus: Path) -> None:
         corpus / name for name in ("en_web", "en_book", "lost", "zh_web", "zh_web.heldout")
     ]
     assert bytes_of(corpus / "lost") == 0
+
+
+def test_a_folder_that_may_not_be_read_is_not_an_empty_one(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(DataError, match=r": permission denied; check its permissions"):
+        find_token_files([str(corpus)])
 
 
 def test_a_ruined_file_does_not_fill_the_screen(tmp_path: Path) -> None:

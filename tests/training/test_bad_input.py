@@ -59,6 +59,7 @@ def refused(config: Path, *options: str) -> str:
         (["--optim.master", "bf16_and_bits"], r"optim\.master: bf16_and_bits needs train\.precision bf16, got fp32"),
         (["--run.init_from", "nowhere"], r"nowhere: holds no checkpoint"),
         (["--data.tokenizer", "nowhere.model"], r"nowhere\.model"),
+        (["--run.dir", "/dev/null/run"], r"run\.dir: '/dev/null/run' cannot be opened \(.*Not a directory"),
     ],
 )
 def test_impossible_options(tmp_path: Path, options: list[str], message: str) -> None:

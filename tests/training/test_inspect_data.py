@@ -172,6 +172,7 @@ def test_remote_sources_are_read_as_local_ones(tmp_path: Path, corpus: Path) -> 
         (["--samples", "3,800"], "samples: the plan has no sample 800; its 800 are 0 to 799"),
         (["--samples", "3;4"], "samples: '3;4' is no list of sample numbers; give one such as 0,17,1000000"),
         (["--samples", "-1"], "samples"),
+        (["--samples", "1" * 5000], "is no list of sample numbers"),
         (["--data.sources", '{"en_web": "nowhere/en_web"}'], "nowhere/en_web.json: missing; check the path"),
         (["--data.tokenizer", "nowhere.model"], "nowhere.model: the tokenizer cannot be read"),
         (["--data.blocks", '[{"max_epochs": 1}]'], "would be repeated"),

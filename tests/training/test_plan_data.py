@@ -118,6 +118,15 @@ def test_a_plan_beyond_its_data_is_shown_and_refused(tmp_path: Path, config: Pat
         (["--data.blocks", '[{"languages": {"fr": 1}}]'], "languages: unknown language fr; the languages are en, zh"),
         (["--data.blocks", '[{"tokens": 320}]'], "the plan holds 10 samples but train.steps needs 800"),
         (["--data.blocks", '[{"seq_len": 33}]'], "data.blocks[0].seq_len: 33 is longer than the model's max_seq_len"),
+        (
+            ["--data.blocks", '[{"weights": null}]'],
+            "data.blocks[0].weights: null is no value; leave the key out instead",
+        ),
+        (["--data.blocks", '[{"max_epochs": null}]'], "data.blocks[0].max_epochs: null is no value"),
+        (["--data.blocks", '[{"tokens": 64}, {}]'], "data.blocks: expected mappings with one key at least"),
+        (["--data.sources", '{"en": "a", "en": "b"}'], "data.sources: the key en is given twice in one mapping"),
+        (["--data.sources", '{"a\\nb": "x"}'], "data.sources: 'a\\nb': 'x' is empty or cannot be printed"),
+        (["--data.sources", '{"a": "x\\0"}'], "data.sources: 'a': 'x\\x00' is empty or cannot be printed"),
         (["--jsn", "x"], "unknown key jsn; did you mean json?"),
         (["--json", "nowhere/plan.json"], "json: cannot write to nowhere/plan.json (No such file or directory)"),
     ],
@@ -128,6 +137,19 @@ def test_mistakes_are_one_line(config: Path, options: list[str], message: str) -
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_every_digit_and_name_on_a_narrow_terminal(tmp_path: Path) -> None:
+    """A name that looks like markup is shown as it is, and no number is cut short."""
+    prefix = write_source(tmp_path, "en_" + "long" * 15, 7000)
+    config = write_config(tmp_path, data__sources={"[bold]x": prefix}, data__heldout={})
+    command = [sys.executable, str(TOOL), "--config", str(config)]
+    environ = environment() | {"COLUMNS": "40", "FORCE_COLOR": "1", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for shown in ("[bold]x", "7,000", "3,072", "100.00%", "0.439", "epochs"):
+        assert shown in done.stdout
+    assert "…" not in done.stdout
 
 
 def test_text_that_is_not_yet_tokenised_is_not_tokenised(tmp_path: Path) -> None:
