@@ -4,6 +4,7 @@
 starts.
 """
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,8 +153,29 @@ def make_plan(config: RunConfig, sources: dict[str, Source]) -> Plan:
         SourceFacts.of(name, file.manifest, {seq_len: packed_windows(file, seq_len).samples for seq_len in seq_lens})
         for name, file in sources.items()
     ]
-    samples_needed = config.train.steps * config.train.global_batch_size
-    return Plan(facts, data.blocks, data.seq_len, config.run.seed, samples_needed, data.packing)
+    return Plan(facts, data.blocks, data.seq_len, config.run.seed, samples_needed(config), data.packing)
+
+
+def samples_needed(config: RunConfig) -> int:
+    """Samples of the whole run, which size a last block without a budget.
+
+    A run that goes on, perhaps with another global batch, needs what it has consumed and what its steps to come take.
+    But once such a block has begun it stays as large as it was: its order depends on its size.
+
+    Raises:
+        CheckpointError: the newest checkpoint cannot be read.
+    """
+    checkpoint = newest_checkpoint(Path(config.run.dir) / "checkpoints")
+    state = load_state(checkpoint) if checkpoint is not None else None
+    if state is None or state.step > config.train.steps:
+        return config.train.steps * config.train.global_batch_size
+    if config.data.blocks[-1].tokens is not None:
+        return state.next_sample  # nothing to size; `check_run_folder` compares what is left with what is needed
+    blocks = state.plan["blocks"]
+    with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # of a release that held it otherwise
+        if len(blocks) == len(config.data.blocks) and blocks[-1]["first_sample"] < state.next_sample:
+            return blocks[-1]["first_sample"] + sum(blocks[-1]["quotas"].values())
+    return state.next_sample + (config.train.steps - state.step) * config.train.global_batch_size
 
 
 def check_before_data(config: RunConfig, world_size: int) -> None:
@@ -214,11 +236,13 @@ def check_run_folder(config: RunConfig, data: Data) -> Path | None:
             "choose another run.dir"
         )
     samples_left = data.plan.samples - state.next_sample
-    samples_needed = (config.train.steps - state.step) * config.train.global_batch_size
-    if samples_needed > samples_left:
+    more = (config.train.steps - state.step) * config.train.global_batch_size
+    if more > samples_left:
+        last = data.plan.blocks[-1]
+        size = f", and give the one before it its size, tokens: {last.samples * last.seq_len}"
         raise CheckpointError(
-            f"{checkpoint}: train.steps needs {samples_needed:,} samples more and the plan has "
-            f"{max(0, samples_left):,} left; append a block to data.blocks"
+            f"{checkpoint}: train.steps needs {more:,} samples more and the plan has {max(0, samples_left):,} left; "
+            f"append a block to data.blocks{size if config.data.blocks[-1].tokens is None else ''}"
         )
     difference = data.plan.changed_past(state.plan, state.next_sample)
     if difference:

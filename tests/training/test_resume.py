@@ -190,6 +190,27 @@ def test_another_global_batch_goes_on_with_the_next_sample(tmp_path: Path) -> No
         train_here(config, "--train.steps", "40")
 
 
+def test_another_global_batch_within_a_block_without_a_budget(tmp_path: Path) -> None:
+    """The block stays as large as it was when it began, and so does its order."""
+    config = write_config(tmp_path, train__eval_every=0)  # 12 steps of 8
+    train_here(config, "--run.dir", str(tmp_path / "whole"))
+    train_here(config, "--train.stop_after", "4")
+    train_here(config, "--train.global_batch_size", "4", "--train.steps", "16", "--train.stop_after", "6")
+    train_here(config, "--train.global_batch_size", "8", "--train.steps", "13")
+    steps = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert [record["tokens"] // 32 for record in steps] == [8, 16, 24, 32, 36, 40, 48, 56, 64, 72, 80, 88, 96]
+    plans = [
+        json.loads(next((tmp_path / run / "checkpoints").glob(f"step_*{step}/state.json")).read_text())["plan"]
+        for run, step in (("whole", 12), ("run", 13))
+    ]
+    assert plans[0] == plans[1]
+    with pytest.raises(CheckpointError, match="needs 8 samples more and the plan has 0 left; append a block"):
+        train_here(config, "--train.steps", "14")
+    blocks = json.dumps([{"tokens": 96 * 32}, {"order": "shuffled"}])  # as the line says
+    train_here(config, "--train.steps", "14", "--data.blocks", blocks)
+    assert records(tmp_path / "run")[-1]["tokens"] == 104 * 32
+
+
 def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
     config = write_config(tmp_path, train__keep_checkpoints=1)
     train_here(config, "--train.stop_after", "4")
