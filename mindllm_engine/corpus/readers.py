@@ -101,6 +101,8 @@ def expand_paths(patterns: str | Iterable[str]) -> list[str]:
         if not found:
             raise DataError(f"no file matches {pattern}" + ("" if expanded == pattern else f" ({expanded})"))
         paths.update(dict.fromkeys(found))
+    if not paths:
+        raise DataError("no input files are named; name one at least")
     for path in paths:
         _reader_for(path)
     return list(paths)

@@ -186,3 +186,8 @@ def test_expand_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expand_paths(str(tmp_path / "*.parquet"))
     with pytest.raises(DataError, match="unknown kind of file"):
         expand_paths(str(tmp_path / "c.*"))
+
+
+def test_no_input_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="no input files are named"):
+        expand_paths([])
