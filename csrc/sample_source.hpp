@@ -66,7 +66,7 @@ class ContiguousSource : public SampleSource {
         KeyedPermutation order;
         std::vector<int64_t> before;
     };
-    static constexpr int64_t kStride = 16;
+    static constexpr int64_t kStride = 32;
     static constexpr size_t kEpochsKept = 64;
     static constexpr int64_t kMaxEpochs = 1 << 16;
 
