@@ -516,7 +516,7 @@ INTERRUPTED = """
 
 
 def press_control_c(process: subprocess.Popen[str]) -> str:
-    """What it says on stderr. Pressed again after a while, as people do: on a crowded machine one press was once lost."""
+    """What it says on stderr. Pressed again after a while, as people do: one press was once lost on a busy machine."""
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
