@@ -21,6 +21,11 @@ STATE_KINDS: tuple[StateKind, ...] = ("master", "m", "v")
 StepGuard = Callable[[Tensor, Tensor], Tensor]
 
 
+def is_not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """() bool: whether a step would destroy the weights: the least a `StepGuard` does."""
+    return ~(loss + grad_norm).isfinite()
+
+
 @dataclass
 class DistributedConfig:
     """Data parallelism: who keeps which part of the optimizer state, and how gradients travel."""

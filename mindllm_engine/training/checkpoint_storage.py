@@ -223,7 +223,7 @@ def shard_name(rank: int) -> str:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.detach().view(torch.uint8).numpy())
+    return tensor.detach().view(torch.uint8).numpy().data
 
 
 @dataclass
