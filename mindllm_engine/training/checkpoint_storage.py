@@ -394,6 +394,12 @@ class Index:
             tensors[name] = TensorStorageMetadata(properties, torch.Size([tensor["elements"]]), chunks)
         self.metadata = Metadata(tensors)
 
+    def places_of(self, name: str) -> list[tuple[int, int]]:
+        """Number of the file, and byte in it, of each part of a tensor."""
+        tensor = self.metadata.state_dict_metadata[name]
+        assert isinstance(tensor, TensorStorageMetadata)
+        return [self.places[MetadataIndex(name, part.offsets)] for part in tensor.chunks]
+
     def elements(self, name: str) -> int | None:
         """Length of a tensor; None if there is none of this name."""
         tensor = self.metadata.state_dict_metadata.get(name)
