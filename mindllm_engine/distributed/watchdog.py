@@ -11,6 +11,7 @@ host's.
 
 import json
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, printable
+from mindllm_engine.distributed.process_group import value_of_rank_0
 
 # Seconds between two signs of life of a rank, at most, and how many of them a rank may miss before it counts as gone.
 SECONDS_BETWEEN_BEATS = 2.0
@@ -112,10 +114,10 @@ def is_of_a_collective(error: BaseException) -> bool:
 
 def connect(timeout: float) -> dist.Store:
     """A connection to the run's store, which torchrun or rank 0 serves; the process group's own blocks while something
-    is waited for. Keys are those of this attempt of torchrun's."""
+    is waited for. Its keys are those of this process group: the store outlives restarts by torchrun."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
-    return dist.PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(f"watchdog/{value_of_rank_0(secrets.randbits(62))}", store)
 
 
 class Watchdog:
