@@ -31,13 +31,13 @@ class LateNumber:
     def __init__(self) -> None:
         self.sent: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def exchange(self, number: Tensor) -> int:
-        """Send this step's number, () int64, and return the last one that has arrived; 0 before the first."""
+    def exchange(self, number: Tensor) -> int | None:
+        """Send this step's number, () int64, and return the last one that has arrived; None before the first."""
         if number.device.type != "cuda":
             return int(number)
         arrived, self.sent = self.sent, begin_copy(number)
         if arrived is None:
-            return 0
+            return None
         copy, event = arrived
         event.synchronize()
         return int(copy)
@@ -60,7 +60,7 @@ class RollBacks:
     """Counts skipped steps, and takes a run back.
 
     Attributes:
-        in_a_row: steps skipped up to now without one accepted, as far as the host knows.
+        in_a_row: steps skipped since the last one accepted, as far as the host knows. Going back accepts none.
     """
 
     def __init__(self, run: Run) -> None:
@@ -84,11 +84,13 @@ class RollBacks:
         Raises:
             MindLLMError: there is nothing to go back to, or going back has not helped.
         """
-        self.in_a_row = self.number.exchange(run.guard.in_a_row)
+        arrived = self.number.exchange(run.guard.in_a_row)
+        if arrived is None:
+            return
+        self.in_a_row = arrived
         if 0 < self.config.roll_back_after <= self.in_a_row:
             self.go_back(run)
             self.number.drop()
-            self.in_a_row = 0
 
     def go_back(self, run: Run) -> None:
         """Load the newest checkpoint from before the skipped steps; `run.step` and `run.next_sample` stay."""
@@ -100,8 +102,8 @@ class RollBacks:
         self.last_target = target
         if self.times > self.config.max_roll_backs:
             raise MindLLMError(
-                f"{bad}, also after going back to step {target} {self.config.max_roll_backs} times; {REMEDY}; or delete "
-                "checkpoints, to start again from an earlier one"
+                f"{bad}, also after going back to step {target} {self.config.max_roll_backs} times; {REMEDY}; or "
+                "delete checkpoints, to start again from an earlier one"
             )
         skipped = run.guard.skipped.clone()
         checkpoint = next(path for path in checkpoints(run.checkpoint_folder) if step_of(path) == target)

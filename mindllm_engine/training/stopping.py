@@ -8,7 +8,8 @@ from types import FrameType
 
 # SIGTERM comes from torchrun, Kubernetes and Slurm; SIGUSR1 where a Slurm script asks for it (--signal=USR1@300).
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# What a first save is taken to need: bytes a parameter, over bytes a second of a slow network disk.
+# What a first save is taken to need: a fixed part, and bytes a parameter over bytes a second of a slow network disk.
+SECONDS_A_SAVE = 2.0
 SECONDS_A_PARAMETER = 12 / 100e6
 # Steps and saves may take this much longer than the longest so far.
 ROOM = 1.5
@@ -47,13 +48,13 @@ class TimeLimit:
 
     def __init__(self, minutes: float | None, started: float, parameters: int) -> None:
         self.end = None if minutes is None else started + 60 * minutes
-        self.longest_save = parameters * SECONDS_A_PARAMETER
+        self.longest_save = SECONDS_A_SAVE + parameters * SECONDS_A_PARAMETER
         self.longest_step = 0.0
         self.has_saved = False
         self.last_look = time.monotonic()
 
     def is_near(self) -> bool:
-        """Look at the clock, once after each step; all that the loop did since the last look but saving counts to it."""
+        """Look at the clock, once after each step, which is all that the loop did since the last look but saving."""
         now = time.monotonic()
         self.longest_step = max(self.longest_step, now - self.last_look)
         self.last_look = now
