@@ -51,7 +51,8 @@ def environment_world() -> World:
 def start_processes(timeout_minutes: float = 30.0) -> World:
     """Set up this process's device and join the group of all ranks.
 
-    The group carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
+    The group waits twice the timeout for its own, so that the watchdog, which can say who is behind, comes first. It
+    carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
     """
     world = environment_world()
     if world.device.type == "cuda":
@@ -60,7 +61,7 @@ def start_processes(timeout_minutes: float = 30.0) -> World:
         _prepare_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if world.world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group(backend, timeout=timedelta(minutes=2 * timeout_minutes))
     return world
 
 

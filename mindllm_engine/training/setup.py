@@ -34,6 +34,7 @@ from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
@@ -83,6 +84,7 @@ class Run:
     model: MindLLM | GPTNeo
     backend: Backend
     checkpointer: Checkpointer
+    guard: StepGuard
     step: int
     next_sample: int
     peak_flops: float | None
@@ -307,6 +309,8 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     backend = build_backend(config, model, loader, world)
     checkpointer = build_checkpointer(config, backend, world)
     state = checkpointer.load(checkpoint, config.model) if checkpoint else None
+    guard = StepGuard(config.faults.sigma, world.device)
+    guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
     open_run_folder(config, data, world)
     return Run(
@@ -318,6 +322,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         model=model,
         backend=backend,
         checkpointer=checkpointer,
+        guard=guard,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -402,4 +407,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         model=asdict(run.config.model),
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
+        extra={"guard": run.guard.state()},
     )
