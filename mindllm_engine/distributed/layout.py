@@ -155,7 +155,9 @@ def make_layout(
     return Layout(tuple(slots), tuple(buckets), shards)
 
 
-def cut(group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int) -> list[Bucket]:
+def cut(
+    group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int
+) -> list[Bucket]:
     """The buckets of neighbouring parameters: one; or several where a single parameter exceeds `limit` (0: none)."""
     stop = first + aligned(group[-1].stop - first, unit)
     step = limit or stop - first
