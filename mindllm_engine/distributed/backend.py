@@ -21,6 +21,11 @@ STATE_KINDS: tuple[StateKind, ...] = ("master", "m", "v")
 StepGuard = Callable[[Tensor, Tensor], Tensor]
 
 
+def is_not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """() bool: whether a step would destroy the weights: the least a `StepGuard` does."""
+    return ~(loss + grad_norm).isfinite()
+
+
 @dataclass
 class DistributedConfig:
     """Data parallelism: who keeps which part of the optimizer state, and how gradients travel."""
@@ -68,15 +73,20 @@ class Backend(Protocol):
     """Keeps the replicas of one model equal, and updates them.
 
     Attributes:
-        updates: optimizer steps done, skipped ones included.
         saves_state: whether this rank's pieces belong in a checkpoint (of several equal copies, one does).
+        overlap: share of gradient elements that began to travel before backward had finished in the last step; None
+            where that is not known.
     """
 
-    updates: int
     saves_state: bool
+    overlap: float | None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps done, skipped ones included."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Backward of one micro-batch; gradients add up in fp32. With the `last` one of a step, they start to travel."""
+        """Backward of one micro-batch; gradients add up in fp32. With the `last` one of a step they start to travel."""
 
     def step(self, lr: float, batch_tokens: int, sums: Tensor, guard: StepGuard) -> StepResult:
         """Reduce gradients, update, and start to spread the new parameters.

@@ -12,6 +12,7 @@ as a whole or not at all, and is one launch of AdamW.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 # Elements to which parameters and slices are aligned: 128 bytes of bf16, which 128-bit accesses and NCCL want.
@@ -155,9 +156,7 @@ def make_layout(
     return Layout(tuple(slots), tuple(buckets), shards)
 
 
-def cut(
-    group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int
-) -> list[Bucket]:
+def cut(group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int) -> list[Bucket]:
     """The buckets of neighbouring parameters: one; or several where a single parameter exceeds `limit` (0: none)."""
     stop = first + aligned(group[-1].stop - first, unit)
     step = limit or stop - first
@@ -165,7 +164,7 @@ def cut(
     names = tuple(slot.name for slot in group)
     return [
         Bucket(index + number, start, end, names, matrices, shards)
-        for number, (start, end) in enumerate(zip(borders, borders[1:], strict=False))
+        for number, (start, end) in enumerate(pairwise(borders))
     ]
 
 

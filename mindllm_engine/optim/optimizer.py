@@ -1,8 +1,7 @@
-"""AdamW with fp32 master weights over flat buffers: decay on matrices, none on vectors, gradients clipped by global
-norm."""
+"""AdamW with fp32 master weights over slices of flat buffers, and clipping by global norm."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,8 +11,22 @@ from torch import Tensor
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.adamw import adamw, join_master, split_master
 from mindllm_engine.kernels.square_norm import square_norm
-from mindllm_engine.optim.flat_parameters import FlatParameters
 from mindllm_engine.optim.schedules import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """A part of the flat buffers that one update covers.
+
+    Attributes:
+        params: (n,) in the model's dtype.
+        grads: (n,) fp32.
+        decays: whether weight decay applies to it.
+    """
+
+    params: Tensor
+    grads: Tensor
+    decays: bool
 
 
 @dataclass
@@ -47,81 +60,83 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name}: {getattr(self, name)} must be a finite number of at least 0")
         self.schedule.validate(self.lr)
 
-    def build(self, flat: FlatParameters) -> "AdamW":
-        """The optimizer over these parameters, its master weights copied from them."""
-        return AdamW(flat, self)
+    def build(self, slices: Sequence[ParameterSlice]) -> "AdamW":
+        """The optimizer over these slices, its master weights copied from them."""
+        return AdamW(slices, self)
+
+    def clip(self, grad_scale: Tensor, grad_norm: Tensor) -> Tensor:
+        """() fp32: what to multiply the gradient by so that its norm, `grad_norm` after `grad_scale`, keeps within
+        `clip_grad_norm`."""
+        if self.clip_grad_norm == 0:
+            return grad_scale
+        return grad_scale * (self.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
 
 
 class AdamW:
-    """Optimizer state of a whole model in the layout of `flat`.
+    """Optimizer state of some slices of the flat buffers, and their updates.
 
     Attributes:
-        master: (elements,) the master weights in fp32; or int16, the bits of them that the bf16 parameters leave out
-            (see `kernels.adamw.split_master`).
-        m, v: (elements,) fp32, the moments.
+        master: for each slice (n,) the master weights in fp32; or int16, the bits of them that the bf16 parameters
+            leave out (see `kernels.adamw.split_master`).
+        m, v: for each slice (n,) fp32, the moments.
         updates: steps done.
     """
 
-    def __init__(self, flat: FlatParameters, config: OptimConfig) -> None:
-        self.flat = flat
+    def __init__(self, slices: Sequence[ParameterSlice], config: OptimConfig) -> None:
+        self.slices = slices
         self.config = config
         self.is_split = config.master == "bf16_and_bits"
-        assert not self.is_split or flat.params.dtype == torch.bfloat16
+        assert not self.is_split or all(part.params.dtype == torch.bfloat16 for part in slices)
+        params = [part.params for part in slices]
         if self.is_split:  # the parameters are the master weights until the first step
-            self.master = torch.zeros_like(flat.params, dtype=torch.int16)
+            self.master = [torch.zeros_like(x, dtype=torch.int16) for x in params]
         else:
-            self.master = flat.params.to(torch.float32, copy=True)
-        self.m = torch.zeros_like(flat.params, dtype=torch.float32)
-        self.v = torch.zeros_like(self.m)
+            self.master = [x.to(torch.float32, copy=True) for x in params]
+        self.m = [torch.zeros_like(x, dtype=torch.float32) for x in params]
+        self.v = [torch.zeros_like(x) for x in self.m]
         self.updates = 0
 
-    def step(self, lr: float, grad_scale: Tensor) -> Tensor:
-        """One update from the main gradient, which is then cleared. Never waits for the device.
+    def square_norm(self) -> Tensor:
+        """() fp32: the sum of the squares of all slices' gradients."""
+        return torch.stack([square_norm(part.grads) for part in self.slices]).sum()
+
+    def update(self, index: int, lr: float, grad_scale: Tensor) -> None:
+        """Update one slice from its gradient, as step number `updates`. Never waits for the device.
 
         Args:
             lr: learning rate of this step.
-            grad_scale: () fp32 tensor; the gradient is multiplied by it before its norm is taken.
-
-        Returns:
-            () fp32: the global norm of the scaled gradient before clipping.
+            grad_scale: () fp32 tensor; the gradient is multiplied by it.
         """
-        grad_norm = square_norm(self.flat.grads).sqrt() * grad_scale
-        if self.config.clip_grad_norm > 0:
-            grad_scale = grad_scale * (self.config.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-        self.updates += 1
+        part = self.slices[index]
         adamw(
-            self.flat.params,
-            self.master,
-            self.flat.grads,
-            self.m,
-            self.v,
+            part.params,
+            self.master[index],
+            part.grads,
+            self.m[index],
+            self.v[index],
             lr=lr,
             betas=self.config.betas,
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,
-            decayed=self.flat.decayed,
+            decayed=part.params.numel() if part.decays else 0,
             step=self.updates,
             grad_scale=grad_scale,
         )
-        self.flat.grads.zero_()
-        return grad_norm
 
-    def master_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The fp32 master weights by parameter name, one parameter at a time, in the parameters' shapes."""
-        for slot in self.flat.slots:
-            part = slice(slot.start, slot.stop)
-            weights = self.master[part]
-            if self.is_split:
-                weights = join_master(self.flat.params[part], weights)
-            yield slot.name, weights.view(slot.shape)
+    def master_weights(self, index: int) -> Tensor:
+        """(n,) the fp32 master weights of a slice: themselves, or made from their two parts."""
+        return join_master(self.slices[index].params, self.master[index]) if self.is_split else self.master[index]
 
-    def set_master_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over fp32 master weights, given by parameter name, and round them into the model's parameters."""
-        for slot in self.flat.slots:
-            part = slice(slot.start, slot.stop)
-            master = weights[slot.name].flatten().to(self.m)
-            if self.is_split:
-                self.flat.params[part], self.master[part] = split_master(master)
-            else:
-                self.master[part] = master
-                self.flat.params[part] = master
+    def write(self, index: int, first: int, master: Tensor, m: Tensor, v: Tensor) -> None:
+        """Take over fp32 state, each (k,), for elements [first, first + k) of a slice, and round the master weights
+        into the parameters."""
+        part = slice(first, first + master.numel())
+        master = master.to(self.m[index])
+        params = self.slices[index].params
+        if self.is_split:
+            params[part], self.master[index][part] = split_master(master)
+        else:
+            self.master[index][part] = master
+            params[part] = master
+        self.m[index][part] = m
+        self.v[index][part] = v

@@ -18,12 +18,15 @@ from typing import Any
 import orjson
 import safetensors
 import safetensors.torch
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mindllm_engine.data.atomic_files import file_hash
+from mindllm_engine.distributed.backend import Backend
+from mindllm_engine.distributed.process_group import all_reduce_sum
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
-from mindllm_engine.optim.optimizer import AdamW
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -51,7 +54,33 @@ class CheckpointState:
     files: dict[str, str]
 
 
-def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep: int) -> Path:
+def gather_state(backend: Backend) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The whole optimizer state on every rank."""
+    pieces, state = backend.pieces(), backend.read_state()
+    whole: dict[tuple[str, str], Tensor] = {}
+    for kind, tensors in state.items():
+        for piece, tensor in zip(pieces, tensors, strict=True):
+            flat = whole.setdefault((kind, piece.name), torch.zeros(piece.shape))
+            if backend.saves_state:
+                flat.view(-1)[piece.first : piece.stop] = tensor
+    names: list[Any] = [None] * (dist.get_world_size() if dist.is_initialized() else 1)
+    shapes = {piece.name: piece.shape for piece in pieces}
+    if dist.is_initialized():
+        dist.all_gather_object(names, shapes)
+    else:
+        names = [shapes]
+    for name, shape in sorted({k: v for part in names for k, v in part.items()}.items()):
+        for kind in state:
+            all_reduce_sum(whole.setdefault((kind, name), torch.zeros(shape)))
+    return (
+        {name: x for (kind, name), x in whole.items() if kind == "master"},
+        {f"{kind}/{name}": x for (kind, name), x in whole.items() if kind != "master"},
+    )
+
+
+def save_checkpoint(
+    folder: Path, state: CheckpointState, weights: dict[str, Tensor], moments: dict[str, Tensor], keep: int
+) -> Path:
     """Write `folder`/step_<step> and delete all but the newest `keep` checkpoints (0 keeps all).
 
     Raises:
@@ -60,15 +89,12 @@ def save_checkpoint(folder: Path, state: CheckpointState, optimizer: AdamW, keep
     """
     final = folder / f"step_{state.step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    views = optimizer.flat.views
-    moments = {f"m/{name}": view for name, view in views(optimizer.m).items()}
-    moments |= {f"v/{name}": view for name, view in views(optimizer.v).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed while saving
             shutil.rmtree(leftover)
         temporary.mkdir()
-        for name, tensors in ((MODEL_FILE, optimizer.master_weights()), (OPTIMIZER_FILE, moments.items())):
+        for name, tensors in ((MODEL_FILE, weights.items()), (OPTIMIZER_FILE, moments.items())):
             safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors}, temporary / name)
             state.files[name] = file_hash(temporary / name)
         (temporary / STATE_FILE).write_bytes(orjson.dumps(asdict(state), option=orjson.OPT_INDENT_2))
@@ -132,7 +158,7 @@ def load_state(checkpoint: Path) -> CheckpointState:
     return state
 
 
-def load_checkpoint(checkpoint: Path, model: ModelConfig, optimizer: AdamW) -> CheckpointState:
+def load_checkpoint(checkpoint: Path, model: ModelConfig, backend: Backend) -> CheckpointState:
     """Fill the optimizer's master weights and moments, and the parameters they stand for.
 
     Raises:
@@ -142,19 +168,19 @@ def load_checkpoint(checkpoint: Path, model: ModelConfig, optimizer: AdamW) -> C
     difference = first_difference(state.model, asdict(model), "model")
     if difference:
         raise CheckpointError(f"{checkpoint}: the checkpoint is of another model: {difference}; choose another run.dir")
-    views = optimizer.flat.views
-    weights = read_tensors(checkpoint, MODEL_FILE, state, views(optimizer.m))
+    pieces = backend.pieces()
+    like = {piece.name: torch.empty(piece.shape, device="meta") for piece in pieces}
+    weights = read_tensors(checkpoint, MODEL_FILE, state, like)
     moments = read_tensors(
-        checkpoint,
-        OPTIMIZER_FILE,
-        state,
-        {f"{kind}/{name}": view for kind in "mv" for name, view in views(optimizer.m).items()},
+        checkpoint, OPTIMIZER_FILE, state, {f"{kind}/{name}": x for kind in "mv" for name, x in like.items()}
     )
-    optimizer.set_master_weights(weights)
-    for kind, flat in (("m", optimizer.m), ("v", optimizer.v)):
-        for name, view in views(flat).items():
-            view.copy_(moments[f"{kind}/{name}"])
-    optimizer.updates = state.step
+
+    def parts(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
+        return [tensors[prefix + piece.name].flatten()[piece.first : piece.stop] for piece in pieces]
+
+    backend.write_state(
+        {"master": parts(weights, ""), "m": parts(moments, "m/"), "v": parts(moments, "v/")}, state.step
+    )
     return state
 
 

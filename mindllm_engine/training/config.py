@@ -7,6 +7,7 @@ from typing import Literal
 from mindllm_engine.corpus.prepare import CorpusConfig
 from mindllm_engine.data.plan import BlockConfig, Packing, SourceFacts
 from mindllm_engine.data.shares import check_blocks
+from mindllm_engine.distributed.backend import DistributedConfig
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.optim.optimizer import OptimConfig
@@ -98,6 +99,7 @@ class RunConfig:
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     corpus: CorpusConfig | None = None
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """What operators run on: Triton kernels, or their PyTorch references; `auto` is Triton on a GPU."""
@@ -171,6 +173,7 @@ class RunConfig:
         if self.optim.master == "bf16_and_bits" and self.train.precision != "bf16":
             raise ConfigError(f"optim.master: bf16_and_bits needs train.precision bf16, got {self.train.precision}")
         self.optim.validate()
+        self.distributed.validate(world_size)
 
     def validate_corpus(self, corpus: CorpusConfig) -> None:
         """What would be found wrong only after the text has been tokenised."""

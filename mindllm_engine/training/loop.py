@@ -8,12 +8,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mindllm_engine.distributed.backend import is_not_finite
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
 from mindllm_engine.errors import CheckpointError, MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
-from mindllm_engine.training.checkpoint import save_checkpoint
+from mindllm_engine.training.checkpoint import gather_state, save_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
 from mindllm_engine.training.setup import (
@@ -74,8 +75,7 @@ def train(run: Run, stop: "StopSignal") -> None:
             stopwatch.restart()
         stopping = any_rank(stop.requested) or run.step == config.stop_after
         if last or stopping or is_due(run.step, config.checkpoint_every):
-            largest = torch.linalg.vector_norm(run.optimizer.flat.params, math.inf)
-            refuse_non_finite(run, totals.grad_norm.item(), largest.item())
+            refuse_non_finite(run, totals.grad_norm.item(), largest_weight(run.model))
             save(run)
             stopwatch.restart()
         if stopping:
@@ -100,20 +100,26 @@ def train_step(run: Run) -> StepTotals:
     config = run.config
     batch_size = config.train.global_batch_size
     batch_tokens = run.data.plan.tokens_in(run.next_sample, batch_size)
+    grad_accum_steps = batch_size // (config.train.micro_batch_size * run.world.world_size)
     losses = SourceLosses(len(run.data.sources), run.world.device)
-    for batch in run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size):
+    micro_batches = run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size)
+    for number, batch in enumerate(micro_batches, start=1):
         batch = batch.to(run.world.device)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
         token_losses = run.model(
             batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / batch_tokens
         )  # (T,)
-        (token_losses.sum() / batch_tokens).backward()
         losses.add(batch, token_losses)
-    supervised = losses.counted()
-    run.parallel.sum_gradients(supervised)
+        run.backend.backward(token_losses.sum() / batch_tokens, last=number == grad_accum_steps)
     rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
-    grad_norm = run.optimizer.step(rate, grad_scale=batch_tokens / supervised.clamp(min=1))
-    return StepTotals(losses, grad_norm, rate)
+    result = run.backend.step(rate, batch_tokens, losses.totals(), is_not_finite)
+    return StepTotals(losses, result.grad_norm, rate)
+
+
+@torch.no_grad()
+def largest_weight(model: nn.Module) -> float:
+    """The largest magnitude of all weights; NaN where one is. Waits for the device."""
+    return torch.stack([parameter.abs().max() for parameter in model.parameters()]).max().item()
 
 
 def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
@@ -141,6 +147,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (run.peak_flops * run.world.world_size) if run.peak_flops else None,
         "memory": peak_memory_gib(run.world.device),
+        "reduce_overlap": run.backend.overlap if run.world.world_size > 1 else None,
     }
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:
@@ -169,10 +176,11 @@ def save(run: Run) -> None:
         CheckpointError: it could not.
     """
     failure = None
+    weights, moments = gather_state(run.backend)
     if run.world.is_first:
         try:
             keep = run.config.train.keep_checkpoints
-            save_checkpoint(run.checkpoint_folder, checkpoint_state(run), run.optimizer, keep)
+            save_checkpoint(run.checkpoint_folder, checkpoint_state(run), weights, moments, keep)
         except CheckpointError as error:
             failure = error
     if any_rank(failure is not None):

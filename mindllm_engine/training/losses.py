@@ -18,9 +18,9 @@ class SourceLosses:
         values = torch.stack((losses.detach().double(), (batch.targets != IGNORED).double()), dim=1)  # (T, 2)
         self.sums.index_add_(0, batch.source_ids, values)
 
-    def counted(self) -> Tensor:
-        """() fp32: supervised tokens so far on this rank."""
-        return self.sums[:, 1].sum().float()
+    def totals(self) -> Tensor:
+        """(2,) fp64: the sum of losses in nats and the supervised tokens so far, of all sources, on this rank."""
+        return self.sums.sum(dim=0)
 
     def over_all_ranks(self) -> list[tuple[float, int]]:
         """(sum of losses in nats, supervised tokens) of each source over all ranks. Waits for the device."""

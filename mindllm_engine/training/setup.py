@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
@@ -21,15 +22,15 @@ from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_files import TokenFile
-from mindllm_engine.distributed.data_parallel import DataParallel
+from mindllm_engine.distributed.backend import Backend
+from mindllm_engine.distributed.execution_order import record_execution_order
 from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
+from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.optim.flat_parameters import FlatParameters
-from mindllm_engine.optim.optimizer import AdamW
 from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
@@ -38,6 +39,7 @@ from mindllm_engine.training.throughput import peak_flops
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
 CONFIG_FILE = "config.yaml"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass
@@ -74,8 +76,7 @@ class Run:
     loader: Loader
     heldout: list[Batch]
     model: MindLLM | GPTNeo
-    optimizer: AdamW
-    parallel: DataParallel
+    backend: Backend
     step: int
     next_sample: int
     peak_flops: float | None
@@ -272,24 +273,23 @@ def refuse_different_data(data: Data, world: World) -> None:
 
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = DTYPES[config.train.precision]
     model = build_model(config, dtype, world, resumed=checkpoint is not None)
-    flat = FlatParameters(model)
-    parallel = DataParallel(flat)
-    optimizer = config.optim.build(flat)
-    state = load_checkpoint(checkpoint, config.model, optimizer) if checkpoint else None
+    loader = Loader(
+        data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
+    )
+    backend = build_backend(config, model, loader, world)
+    state = load_checkpoint(checkpoint, config.model, backend) if checkpoint else None
     step = state.step if state else 0
     open_run_folder(config, data, world)
-    vocab_size = config.model.selected.vocab_size
     return Run(
         config=config,
         world=world,
         data=data,
-        loader=Loader(data.plan, data.sources, vocab_size, world.rank, world.world_size, config.data.verify),
+        loader=loader,
         heldout=share_of_heldout(config, data, world),
         model=model,
-        optimizer=optimizer,
-        parallel=parallel,
+        backend=backend,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -303,6 +303,16 @@ def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bo
     if config.run.init_from is None or resumed:
         return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
     return initial_weights(Path(config.run.init_from), config.model, config.run.seed, world.device).to(dtype)
+
+
+def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World) -> Backend:
+    """What keeps the replicas equal and updates them, laid out by the course of one step over real samples."""
+    batch = loader.read(np.arange(config.train.micro_batch_size)).to(world.device)
+    order = record_execution_order(
+        model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
+    )
+    wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire
+    return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
 
 
 def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:

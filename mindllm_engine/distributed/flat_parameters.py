@@ -1,0 +1,64 @@
+"""A model's parameters and gradients as views into flat buffers, so that whatever concerns all of them is one
+operation.
+
+Gradients of every micro-batch are added in fp32 to one main gradient, which data parallelism reduces, clipping measures
+and AdamW reads.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mindllm_engine.distributed.layout import Layout
+
+
+class FlatParameters:
+    """Takes over the storage of `model`'s parameters and gradients.
+
+    Gradients reach the main gradient in two ways. An operator that can adds straight to `parameter.main_grad`, which is
+    the parameter's view into `grads`, and returns no gradient for it. Any other gradient is added once autograd has
+    finished it, and then let go. A tied parameter may be used in both ways.
+
+    Args:
+        layout: of the model's parameters by name; a tied parameter lies once, under its first name.
+        finished: called with a parameter's name each time backward has finished its gradient.
+
+    Attributes:
+        params: (layout.elements,) in the model's dtype; each parameter is a view into it; padding is 0.
+        grads: (layout.elements,) fp32, the main gradient.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, finished: Callable[[str], None]) -> None:
+        named = dict(model.named_parameters())
+        dtypes = {parameter.dtype for parameter in named.values()}
+        assert len(dtypes) == 1, f"one dtype expected, found {dtypes}"
+        first = next(iter(named.values()))
+        self.layout = layout
+        self.params = torch.zeros(layout.elements, dtype=first.dtype, device=first.device)
+        self.grads = torch.zeros(layout.elements, dtype=torch.float32, device=first.device)
+        params, grads = self.views(self.params), self.views(self.grads)
+        for name, parameter in named.items():
+            params[name].copy_(parameter.detach())
+            parameter.data = params[name]
+            parameter.grad = None  # of an earlier backward: the next one would add it to the main gradient
+            parameter.main_grad = grads[name]  # type: ignore[attr-defined]
+            add_gradients_to_main(parameter, grads[name], name, finished)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parts of a flat buffer of this layout by parameter name, in the parameters' shapes."""
+        return {slot.name: flat[slot.start : slot.stop].view(slot.shape) for slot in self.layout.slots}
+
+
+def add_gradients_to_main(
+    parameter: nn.Parameter, main_grad: Tensor, name: str, finished: Callable[[str], None]
+) -> None:
+    """Each time backward has finished `parameter.grad`, add it to `main_grad` (fp32), let it go, and say so."""
+
+    def accumulate(parameter: Tensor) -> None:
+        if parameter.grad is not None:  # None where all operators have added theirs to the main gradient
+            main_grad.add_(parameter.grad)
+            parameter.grad = None
+        finished(name)
+
+    parameter.register_post_accumulate_grad_hook(accumulate)
