@@ -81,9 +81,17 @@ def deepnorm_residual_and_sum(
     if x.shape != f.shape or x.dtype != f.dtype:
         raise ValueError(f"x and f must agree, got {tuple(x.shape)} {x.dtype} and {tuple(f.shape)} {f.dtype}")
     if not use_triton(x):
-        total = torch.add(f, x, alpha=alpha)
+        total = _scaled_sum(x, f, alpha)
         return _Reference.apply(total, weight, eps, round_before_weight), total
     return _apply_deepnorm_residual(x, f, weight, alpha, eps, round_before_weight, main_grad(weight))
+
+
+def _scaled_sum(x: Tensor, f: Tensor, alpha: float) -> Tensor:
+    """`alpha * x + f`, rounded once."""
+    if torch.compiler.is_compiling():  # Inductor makes of `mm + alpha * x` an addmm without alpha (pytorch#167313)
+        wide = statistics_dtype(x.dtype)
+        return (x.to(wide) * alpha + f.to(wide)).to(x.dtype)
+    return torch.add(f, x, alpha=alpha)
 
 
 def _check_width(x: Tensor, weight: Tensor) -> None:
