@@ -5,11 +5,14 @@ and outside of compiled graphs.
 """
 
 import inspect
+import os
+import shutil
 from types import MethodType
 from typing import Any
 
 import torch
 
+from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.attention import end_graphs_before_attention
 from mindllm_engine.models.activation_checkpointing import Forward, checkpointed
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
@@ -32,6 +35,13 @@ def apply_layer_options(model: MindLLM | GPTNeo, checkpointing: ActivationCheckp
         forward = MethodType(type(layer).forward, layer)
         in_training = checkpointed(compiled_forward(forward) if compiled else forward, checkpointing)
         layer.forward = training_only(in_training, forward)
+
+
+def check_compiler() -> None:
+    """Raise ConfigError where `torch.compile` would find no C++ compiler, which it needs beside a GPU as well."""
+    wanted = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["g++", "c++", "clang++"]
+    if not any(shutil.which(name) for name in wanted):
+        raise ConfigError(f"train.compile: there is no C++ compiler, {wanted[0]}; install it, or leave the key out")
 
 
 def training_only(in_training: Forward, forward: Forward) -> Forward:

@@ -4,6 +4,7 @@ printed."""
 import math
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,9 @@ from mindllm_engine.errors import CheckpointError, MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.checkpoint import gather_state, save_checkpoint
 from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.garbage import ManualCollection
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
+from mindllm_engine.training.profiling import StepProfiler
 from mindllm_engine.training.setup import (
     Run,
     build_run,
@@ -45,8 +48,10 @@ def pretrain(config: RunConfig) -> None:
         world = start_processes()
         refuse_different_data(data, world)
         run = build_run(config, data, checkpoint, world)
-        with StopSignal() as stop:
-            train(run, stop)
+        say = run.progress.say if run.progress is not None else None
+        profiler = StepProfiler(config.profile, Path(config.run.dir) / "profile", world, run.model, run.backend, say)
+        with StopSignal() as stop, ManualCollection(config.train.gc_every) as collection:
+            train(run, stop, profiler, collection)
     finally:
         if run is not None and run.progress is not None and run.metrics is not None:
             run.progress.close()
@@ -54,7 +59,7 @@ def pretrain(config: RunConfig) -> None:
         stop_processes()
 
 
-def train(run: Run, stop: "StopSignal") -> None:
+def train(run: Run, stop: "StopSignal", profiler: StepProfiler, collection: ManualCollection) -> None:
     """Steps until the last one, `stop_after`, or SIGTERM; then the run is saved."""
     config = run.config.train
     if run.step == 0:
@@ -63,7 +68,10 @@ def train(run: Run, stop: "StopSignal") -> None:
         run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
     stopwatch = Stopwatch()
     while run.step < config.steps:
+        profiler.before_step(run.step + 1)
         totals = train_step(run)
+        profiler.after_step(run.step + 1)
+        collection.after_step(run.step + 1)
         stopwatch.count(run.data.plan.tokens_in(run.next_sample, config.global_batch_size))
         run.step += 1
         run.next_sample += config.global_batch_size
@@ -80,6 +88,7 @@ def train(run: Run, stop: "StopSignal") -> None:
             stopwatch.restart()
         if stopping:
             break
+    profiler.close()
 
 
 @dataclass(frozen=True)
