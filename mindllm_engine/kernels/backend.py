@@ -41,7 +41,9 @@ def selected_kernels() -> KernelChoice:
 
 def use_triton(x: Tensor) -> bool:
     """Whether an operator on `x` runs its Triton kernels."""
-    return _choice == "triton" or (x.is_cuda and _choice == "auto")
+    if _choice == "triton":
+        return not x.is_cpu or interpreted()  # beside a GPU, what is offloaded lies on the CPU
+    return x.is_cuda and _choice == "auto"
 
 
 def interpreted() -> bool:

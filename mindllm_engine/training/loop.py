@@ -4,6 +4,7 @@ printed."""
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from mindllm_engine.errors import MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.faults import RollBacks
+from mindllm_engine.training.garbage import ManualCollection
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
+from mindllm_engine.training.profiling import StepProfiler
 from mindllm_engine.training.setup import (
     Run,
     build_run,
@@ -46,11 +49,12 @@ def pretrain(config: RunConfig) -> None:
     run = None
     try:
         world = start_processes(config.distributed.timeout_minutes)
-        with StopSignal() as stop, watchdog.watching(config.distributed.timeout_minutes):
+        watched = watchdog.watching(config.distributed.timeout_minutes)
+        with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
             refuse_mixed_versions(world)
             refuse_different_data(data, world)
             run = build_run(config, data, checkpoint, world)
-            train(run, stop, started)
+            train(run, stop, started, collection)
     finally:
         if run is not None:
             run.checkpointer.close()
@@ -60,7 +64,7 @@ def pretrain(config: RunConfig) -> None:
         stop_processes()
 
 
-def train(run: Run, stop: StopSignal, started: float) -> None:
+def train(run: Run, stop: StopSignal, started: float, collection: ManualCollection) -> None:
     """Steps until the last one, `stop_after`, a signal or the time limit (`started` is by `time.monotonic`); then the
     run is saved."""
     config, faults = run.config.train, run.config.faults
@@ -69,11 +73,17 @@ def train(run: Run, stop: StopSignal, started: float) -> None:
     elif run.progress is not None:
         run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
     roll_backs = RollBacks(run)
+    say = run.progress.say if run.progress is not None else None
+    folder = Path(run.config.run.dir) / "profile"
+    profiler = StepProfiler(run.config.profile, folder, run.world, run.model, run.backend, say)
     limit = TimeLimit(config.time_limit_minutes, started, sum(x.numel() for x in run.model.parameters()))
     stopwatch = Stopwatch()
     while run.step < config.steps:
         roll_backs.before_step(run)
+        profiler.before_step(run.step + 1)
         totals = train_step(run)
+        profiler.after_step(run.step + 1)
+        collection.after_step(run.step + 1)
         stopwatch.count(run.data.plan.tokens_in(run.next_sample, config.global_batch_size))
         run.step += 1
         run.next_sample += config.global_batch_size
@@ -100,6 +110,7 @@ def train(run: Run, stop: StopSignal, started: float) -> None:
             break
     watchdog.mark("waiting for the last checkpoint")
     run.checkpointer.wait()
+    profiler.close()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
@@ -225,6 +226,8 @@ def select_implementations(config: RunConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every operator writes all that it allocates
+    if config.train.compile:
+        check_compiler()
     select_kernels(config.kernels)
     select_attention(config.attention, config.deterministic)
 
@@ -306,7 +309,9 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     loader = Loader(
         data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
     )
+    apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
     backend = build_backend(config, model, loader, world)
+    apply_layer_options(model, config.train.activation_checkpointing, config.train.compile)
     checkpointer = build_checkpointer(config, backend, world)
     state = checkpointer.load(checkpoint, config.model) if checkpoint else None
     guard = StepGuard(config.faults.sigma, world.device)
