@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mindllm_engine.distributed.backend import is_not_finite
-from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
+from mindllm_engine.distributed.process_group import (
+    any_rank,
+    environment_world,
+    raise_together,
+    start_processes,
+    stop_processes,
+)
 from mindllm_engine.errors import CheckpointError, MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.checkpoint import gather_state, save_checkpoint
@@ -42,7 +48,7 @@ def pretrain(config: RunConfig) -> None:
     checkpoint = check_run_folder(config, data)
     run = None
     try:
-        world = start_processes()
+        world = start_processes(config.distributed.timeout_minutes)
         refuse_different_data(data, world)
         run = build_run(config, data, checkpoint, world)
         with StopSignal() as stop:
@@ -183,8 +189,7 @@ def save(run: Run) -> None:
             save_checkpoint(run.checkpoint_folder, checkpoint_state(run), weights, moments, keep)
         except CheckpointError as error:
             failure = error
-    if any_rank(failure is not None):
-        raise failure or CheckpointError(f"step {run.step}: rank 0 could not save the checkpoint")
+    raise_together(failure, f"step {run.step}: rank 0 could not save the checkpoint")
 
 
 def report_heldout(run: Run) -> None:
