@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mindllm_engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import Store, TCPStore
 
 # How long a rank that fails stays, so that the others can learn that it has told why before torchrun ends them all.
 SECONDS_TO_STAY = 3.0
@@ -107,13 +107,13 @@ def is_mine_to_tell(message: str, of_another_rank: bool) -> bool:
         return True
 
 
-def was_told_since(store: "TCPStore", seconds: float) -> bool:
+def was_told_since(store: "Store", seconds: float) -> bool:
     """Whether some rank has told of a failure of its own since a moment (of `time.time`)."""
     key = "failure/any"
     return store.check([key]) and float(store.get(key)) >= seconds
 
 
-def _is_first_to_tell(store: "TCPStore", message: str) -> bool:
+def _is_first_to_tell(store: "Store", message: str) -> bool:
     key, now = "failure/" + hashlib.sha256(message.encode()).hexdigest(), repr(time.time())
     told = store.compare_set(key, "", now).decode()  # what stands there: ours, where there was nothing
     first = told == now

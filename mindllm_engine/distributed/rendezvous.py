@@ -3,7 +3,7 @@
 torchrun's store outlives the workers, and on a restart holds what the last attempt wrote, while agents of different
 hosts count restarts differently. So rank 0 draws a name for each attempt, and all that is said in it stands under that:
 
-    attempt             the name; deleted when all ranks are there, so that only an attempt that failed leaves one
+    attempt             the name; emptied when all ranks are there, so that only an attempt that failed leaves one
     NAME/rank/3         what rank 3 runs on (`Facts`)
     NAME/joined         how many ranks have come
     NAME/verdict        by rank 0: "" to start, or why not, which all ranks raise alike
@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store
 
 import mindllm_engine
 from mindllm_engine import ranks
@@ -62,35 +62,19 @@ def join(rank: int, world_size: int, device: torch.device, timeout_minutes: floa
     """Wait for all ranks; returns their store, with keys of this attempt alone.
 
     Raises:
-        ConfigError: the environment does not say where the ranks meet, or they run on different software.
-        MindLLMError: the store cannot be reached, or not all ranks came within the timeout.
+        ConfigError: the environment does not say where the ranks meet.
+        MindLLMError: the store cannot be reached, not all ranks came in time, or they run on different software.
         OtherRankError: a rank that was awaited failed, or rank 0 did not come.
     """
     started, seconds = time.time(), timeout_minutes * 60
     store = _reach(rank, seconds)
     mine = json.dumps([asdict(facts(device)), socket.gethostname()])
     if rank == 0:
-        name = uuid.uuid4().hex
-        own: Store = PrefixStore(name, store)
-        own.set("rank/0", mine)
-        store.set("attempt", name)
-        try:
-            _await_ranks(store, own, world_size, started, seconds)
-            refusal = difference(_read(own, world_size))
-        except OtherRankError:
-            raise
-        except MindLLMError as error:
-            refusal = str(error)
-        store.delete_key("attempt")
-        own.set("verdict", refusal)
-    else:
-        own, refusal = _await_verdict(store, rank, mine, started, seconds + SECONDS_MORE)
-    if refusal:
-        raise MindLLMError(refusal)
-    return own
+        return _lead(store, world_size, mine, started, seconds)
+    return _follow(store, rank, mine, started, seconds)
 
 
-def _reach(rank: int, seconds: float) -> TCPStore:
+def _reach(rank: int, seconds: float) -> Store:
     host, port = ranks.store_address()
     try:
         return ranks.open_store(seconds)
@@ -104,31 +88,44 @@ def _reach(rank: int, seconds: float) -> TCPStore:
         ) from error
 
 
-def _await_ranks(store: TCPStore, own: Store, world_size: int, started: float, seconds: float) -> None:
-    """On rank 0: until all have joined.
+def _lead(store: Store, world_size: int, mine: str, started: float, seconds: float) -> Store:
+    """Rank 0's part: name the attempt, wait for all others, and tell them whether to start."""
+    name = uuid.uuid4().hex
+    own = PrefixStore(name, store)
+    own.set("rank/0", mine)
+    store.set("attempt", name)
+    refusal = _missing(store, own, world_size, started, seconds) or difference(_read(own, world_size))
+    store.set("attempt", "")
+    own.set("verdict", refusal)
+    if refusal:
+        raise MindLLMError(refusal)
+    return own
 
-    Raises:
-        MindLLMError: they have not come in time; names those that are missing.
-        OtherRankError: a rank has failed.
-    """
+
+def _missing(store: Store, own: Store, world_size: int, started: float, seconds: float) -> str:
+    """Waits for all ranks; which ones have not come in time, or "" when all are there."""
     for _ in _looks(started, seconds):
         if own.add("joined", 0) == world_size - 1:
-            return
+            return ""
         _end_with_others(store, started)
     missing = [rank for rank in range(world_size) if not own.check([f"rank/{rank}"])]
-    raise MindLLMError(
+    return (
         f"{world_size - len(missing)} of {world_size} ranks came together within {seconds / 60:g} minutes "
         f"(distributed.timeout_minutes); missing: {spans(missing)}; look at what their hosts say"
     )
 
 
-def _await_verdict(store: TCPStore, rank: int, mine: str, started: float, seconds: float) -> tuple[Store, str]:
-    """On the other ranks: join the attempt that rank 0 has named last, and wait for what it says."""
+def _follow(store: Store, rank: int, mine: str, started: float, seconds: float) -> Store:
+    """The other ranks' part: join the attempt that rank 0 has named last, and wait for what it says."""
     name, own = "", None
-    for _ in _looks(started, seconds):
+    for _ in _looks(started, seconds + SECONDS_MORE):
         if own is not None and own.check(["verdict"]):
-            return own, own.get("verdict").decode()
-        if store.check(["attempt"]) and (found := store.get("attempt").decode()) != name:
+            refusal = own.get("verdict").decode()
+            if refusal:
+                raise MindLLMError(refusal)
+            return own
+        found = store.get("attempt").decode() if store.check(["attempt"]) else ""
+        if found not in ("", name):
             name, own = found, PrefixStore(found, store)
             own.set(f"rank/{rank}", mine)
             own.add("joined", 1)
@@ -145,7 +142,7 @@ def _looks(started: float, seconds: float) -> Iterable[None]:
         pause = min(1.5 * pause, longest)
 
 
-def _end_with_others(store: TCPStore, started: float) -> None:
+def _end_with_others(store: Store, started: float) -> None:
     if ranks.was_told_since(store, started):
         raise OtherRankError("another rank failed before all had come together; look at what it says")
 
