@@ -41,19 +41,24 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         if _has_other_ranks():
-            ranks.is_mine_to_tell(f"{type(error).__name__}: {error}", of_another_rank=False)  # the others may be silent
+            ranks.is_mine_to_tell(str(error), of_another_rank=False)  # the traceback tells, and other ranks need not
             ranks.record_failure("".join(traceback.format_exception(error)))
+            sys.excepthook(type(error), error, error.__traceback__)
+            time.sleep(ranks.SECONDS_TO_STAY)
+            sys.exit(1)
         raise
 
 
 def _tell(line: str, of_another_rank: bool) -> None:
     """Print the line, unless another rank does."""
-    if not _has_other_ranks() or ranks.is_mine_to_tell(line, of_another_rank):
+    if not _has_other_ranks():
         print(line, file=sys.stderr, flush=True)
-    if _has_other_ranks():
-        ranks.record_failure(line)
-        if not of_another_rank:
-            time.sleep(ranks.SECONDS_TO_STAY)  # torchrun ends all ranks when the first one exits
+        return
+    if ranks.is_mine_to_tell(line, of_another_rank):
+        print(line, file=sys.stderr, flush=True)
+    ranks.record_failure(line)
+    if not of_another_rank:
+        time.sleep(ranks.SECONDS_TO_STAY)  # torchrun ends all ranks when the first one exits
 
 
 def _has_other_ranks() -> bool:

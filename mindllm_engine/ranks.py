@@ -26,6 +26,8 @@ SECONDS_TO_STAY = 3.0
 # A failure told within this time is not told again: ranks start up to so much apart, and torchrun repeats an attempt.
 SECONDS_TOLD = 60.0
 SECONDS_TO_REACH_STORE = 5.0
+# When this attempt began, on this rank; `ranks` is among the first modules that a tool imports.
+STARTED = time.time()
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -99,7 +101,10 @@ def is_mine_to_tell(message: str, of_another_rank: bool) -> bool:
         store = open_store(SECONDS_TO_REACH_STORE)
         if of_another_rank:
             time.sleep(SECONDS_TO_STAY)
-            return not was_told_since(store, time.time() - SECONDS_TOLD) and _is_first_to_tell(store, message)
+            return not _was_told_since(store, time.time() - SECONDS_TOLD) and _is_first_to_tell(
+                store, "of another rank"
+            )
+        store.set("failure", repr(time.time()))
         return _is_first_to_tell(store, message)
     except (ConfigError, RuntimeError):
         if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -107,20 +112,24 @@ def is_mine_to_tell(message: str, of_another_rank: bool) -> bool:
         return True
 
 
-def was_told_since(store: "Store", seconds: float) -> bool:
-    """Whether some rank has told of a failure of its own since a moment (of `time.time`)."""
-    key = "failure/any"
-    return store.check([key]) and float(store.get(key)) >= seconds
+def another_rank_failed(store: "Store") -> bool:
+    """Whether some rank has told of a failure of its own in this attempt.
+
+    Ranks do not start at the same moment; but one that has failed stays, so that the next attempt begins later.
+    """
+    return _was_told_since(store, STARTED - SECONDS_TO_STAY)
+
+
+def _was_told_since(store: "Store", seconds: float) -> bool:
+    return store.check(["failure"]) and float(store.get("failure")) >= seconds
 
 
 def _is_first_to_tell(store: "Store", message: str) -> bool:
     key, now = "failure/" + hashlib.sha256(message.encode()).hexdigest(), repr(time.time())
     told = store.compare_set(key, "", now).decode()  # what stands there: ours, where there was nothing
-    first = told == now
-    if not first and abs(float(now) - float(told)) > SECONDS_TOLD:  # in an earlier attempt
-        first = store.compare_set(key, told, now).decode() == now
-    store.set("failure/any", now)
-    return first
+    if told != now and abs(float(now) - float(told)) > SECONDS_TOLD:  # in an earlier attempt
+        return store.compare_set(key, told, now).decode() == now
+    return told == now
 
 
 def record_failure(message: str) -> None:

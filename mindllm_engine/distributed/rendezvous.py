@@ -107,7 +107,7 @@ def _missing(store: Store, own: Store, world_size: int, started: float, seconds:
     for _ in _looks(started, seconds):
         if own.add("joined", 0) == world_size - 1:
             return ""
-        _end_with_others(store, started)
+        _end_with_others(store)
     missing = [rank for rank in range(world_size) if not own.check([f"rank/{rank}"])]
     return (
         f"{world_size - len(missing)} of {world_size} ranks came together within {seconds / 60:g} minutes "
@@ -129,7 +129,7 @@ def _follow(store: Store, rank: int, mine: str, started: float, seconds: float) 
             name, own = found, PrefixStore(found, store)
             own.set(f"rank/{rank}", mine)
             own.add("joined", 1)
-        _end_with_others(store, started)
+        _end_with_others(store)
     raise OtherRankError(f"rank 0 did not come within {seconds / 60:g} minutes; look at what its host says")
 
 
@@ -142,8 +142,8 @@ def _looks(started: float, seconds: float) -> Iterable[None]:
         pause = min(1.5 * pause, longest)
 
 
-def _end_with_others(store: Store, started: float) -> None:
-    if ranks.was_told_since(store, started):
+def _end_with_others(store: Store) -> None:
+    if ranks.another_rank_failed(store):
         raise OtherRankError("another rank failed before all had come together; look at what it says")
 
 

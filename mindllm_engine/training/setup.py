@@ -269,8 +269,8 @@ def refuse_different_data(data: Data, world: World) -> None:
     different = ranks_with_another_value(ours)
     if different:
         raise DataError(
-            f"data.sources: {spans(different)} of {world.world_size} see other token files than rank 0; give all hosts "
-            "the same ones (tools/plan_data.py shows a plan's hash)"
+            f"data.sources: {spans(different)} of {world.world_size} and rank 0 see different token files; give all "
+            "hosts the same ones (tools/plan_data.py shows a plan's hash)"
         )
 
 

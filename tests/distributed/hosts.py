@@ -45,9 +45,10 @@ class Hosts:
         self.leader = f"10.77.0.1:{PORT}"
 
     def __enter__(self) -> "Hosts":
-        with tempfile.NamedTemporaryFile("w", suffix=".hosts", delete=False) as file:
-            file.write("127.0.0.1 localhost\n127.0.1.1 host-0 host-1\n")
-        self.names = Path(file.name)
+        self.names = tempfile.TemporaryDirectory()
+        for number in (0, 1):
+            text = f"127.0.0.1 localhost\n127.0.1.1 host-{number}\n"
+            Path(self.names.name, str(number)).write_text(text)
         try:
             for space in self.spaces:
                 run("ip", "netns", "add", space)
@@ -73,7 +74,7 @@ class Hosts:
         """Take everything down; a namespace's end of the link goes with it."""
         for space in self.spaces:
             subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
-        self.names.unlink()
+        self.names.cleanup()
 
     def ip(self, number: int, *arguments: str) -> str:
         """`ip` on one host."""
@@ -82,7 +83,7 @@ class Hosts:
     def on(self, number: int, *command: str) -> list[str]:
         """The command line that runs a command on one host; each `exec`s the next, so that signals reach it."""
         rename = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
-        shell = ["unshare", "--uts", "--mount", "sh", "-c", rename, f"host-{number}", str(self.names)]
+        shell = ["unshare", "--uts", "--mount", "sh", "-c", rename, f"host-{number}", f"{self.names.name}/{number}"]
         return ["ip", "netns", "exec", self.spaces[number], *shell, *command]
 
     def check_call(self, number: int, *command: str) -> str:

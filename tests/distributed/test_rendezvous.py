@@ -106,12 +106,13 @@ def test_other_software_is_one_message_for_all_ranks(server: TCPStore) -> None:
     assert all(type(error) is MindLLMError for error in results.values())
 
 
-def test_a_rank_that_fails_ends_the_wait_of_the_others(server: TCPStore) -> None:
+def test_a_rank_that_fails_ends_the_wait_of_the_others(server: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def connect() -> Store:
         return PrefixStore(root, client(server))
 
     root = f"run{time.time()}"
-    failing = threading.Timer(0.3, lambda: ranks._is_first_to_tell(connect(), "x: damaged"))
+    monkeypatch.setattr(ranks, "open_store", lambda seconds: connect())
+    failing = threading.Timer(0.3, lambda: ranks.is_mine_to_tell("x: damaged", of_another_rank=False))
     failing.start()
     began = time.monotonic()
     results = attempt(connect, ["1"] * 3, {2})
