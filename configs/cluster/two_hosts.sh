@@ -40,6 +40,6 @@ exec torchrun \
   --rdzv-id mindllm \
   --rdzv-backend c10d \
   --rdzv-endpoint "$leader" \
-  --rdzv-conf "is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=60" \
+  --rdzv-conf "is_host=$is_host,join_timeout=${JOIN_TIMEOUT:-600},read_timeout=30" \
   --local-addr "$address" \
   tools/pretrain.py "$@"
