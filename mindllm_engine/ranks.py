@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mindllm_engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store, TCPStore
+    from torch.distributed import Store
 
 # How long a rank that fails stays, so that the others can learn that it has told why before torchrun ends them all.
 SECONDS_TO_STAY = 3.0
@@ -63,27 +63,24 @@ def store_address() -> tuple[str, int]:
 
 
 @cache
-def open_store(timeout_seconds: float) -> "TCPStore":
-    """The store of all ranks, for which it waits until somebody holds it.
+def open_store(seconds: float) -> "Store":
+    """The store of all ranks; rank 0 holds it where no agent does. Stays open as long as the process lives.
 
     Raises:
         ConfigError: the environment does not say where it is.
         RuntimeError: it cannot be reached in time, or rank 0 cannot hold it (a DistNetworkError or DistStoreError).
     """
+    agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return connect_to_store(seconds, holds_it=rank_and_size()[0] == 0 and not agent_holds_it)
+
+
+def connect_to_store(seconds: float, holds_it: bool = False) -> "Store":
+    """A connection to the store, which must answer within the time, now and later. Raises what `open_store` does."""
     from torch.distributed import TCPStore
 
-    rank, size = rank_and_size()
     host, port = store_address()
-    agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return TCPStore(
-        host,
-        port,
-        size,
-        is_master=rank == 0 and not agent_holds_it,
-        timeout=timedelta(seconds=timeout_seconds),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    timeout = timedelta(seconds=seconds)
+    return TCPStore(host, port, is_master=holds_it, timeout=timeout, wait_for_workers=False, multi_tenant=True)
 
 
 def is_mine_to_tell(message: str, of_another_rank: bool) -> bool:

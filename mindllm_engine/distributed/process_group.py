@@ -64,7 +64,8 @@ def environment_world() -> World:
 def start_processes(timeout_minutes: float = 30.0) -> World:
     """Set up this process's device and join the group of all ranks.
 
-    The group carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
+    The group waits twice the timeout for its own, so that the watchdog, which can say who is behind, comes first. It
+    carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
 
     Raises:
         MindLLMError: not all ranks came together within the timeout, or they run on different software.
@@ -81,7 +82,7 @@ def start_processes(timeout_minutes: float = 30.0) -> World:
             store=store,
             rank=world.rank,
             world_size=world.world_size,
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=timedelta(minutes=2 * timeout_minutes),
         )
     return world
 
@@ -119,6 +120,14 @@ def any_rank(flag: bool) -> bool:
     """Whether the flag is set on some rank. Travels between hosts by gloo and does not wait for the device."""
     tensor = torch.tensor([int(flag)], dtype=torch.int32)
     return bool(all_reduce_sum(tensor).item())
+
+
+def value_of_rank_0(value: int) -> int:
+    """What rank 0 has for a non-negative number below 2^63. Travels as `any_rank`'s flag does."""
+    tensor = torch.tensor([value], dtype=torch.int64)
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return int(tensor.item())
 
 
 def ranks_with_another_value(value: int) -> list[int]:

@@ -33,6 +33,9 @@ SECONDS_BETWEEN_LOOKS = (0.02, 2.0)  # the first and the longest
 # What the other ranks wait longer than rank 0, so that they hear why it gave up.
 SECONDS_MORE = 10.0
 
+# The name of this process's attempt, once all ranks have come together.
+_attempt = ""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -69,9 +72,17 @@ def join(rank: int, world_size: int, device: torch.device, timeout_minutes: floa
     started, seconds = time.time(), timeout_minutes * 60
     store = _reach(rank, seconds)
     mine = json.dumps([asdict(facts(device)), socket.gethostname()])
+    global _attempt
     if rank == 0:
-        return _lead(store, world_size, mine, started, seconds)
-    return _follow(store, rank, mine, started, seconds)
+        _attempt = _lead(store, world_size, mine, started, seconds)
+    else:
+        _attempt = _follow(store, rank, mine, started, seconds)
+    return PrefixStore(_attempt, store)
+
+
+def connect(seconds: float) -> Store:
+    """Another connection to the store that `join` returned: a store in use by one thread blocks the others."""
+    return PrefixStore(_attempt, ranks.connect_to_store(seconds))
 
 
 def _reach(rank: int, seconds: float) -> Store:
@@ -88,8 +99,8 @@ def _reach(rank: int, seconds: float) -> Store:
         ) from error
 
 
-def _lead(store: Store, world_size: int, mine: str, started: float, seconds: float) -> Store:
-    """Rank 0's part: name the attempt, wait for all others, and tell them whether to start."""
+def _lead(store: Store, world_size: int, mine: str, started: float, seconds: float) -> str:
+    """Rank 0's part: name the attempt, wait for all others, and tell them whether to start. Returns the name."""
     name = uuid.uuid4().hex
     own = PrefixStore(name, store)
     own.set("rank/0", mine)
@@ -99,7 +110,7 @@ def _lead(store: Store, world_size: int, mine: str, started: float, seconds: flo
     own.set("verdict", refusal)
     if refusal:
         raise MindLLMError(refusal)
-    return own
+    return name
 
 
 def _missing(store: Store, own: Store, world_size: int, started: float, seconds: float) -> str:
@@ -115,15 +126,15 @@ def _missing(store: Store, own: Store, world_size: int, started: float, seconds:
     )
 
 
-def _follow(store: Store, rank: int, mine: str, started: float, seconds: float) -> Store:
-    """The other ranks' part: join the attempt that rank 0 has named last, and wait for what it says."""
+def _follow(store: Store, rank: int, mine: str, started: float, seconds: float) -> str:
+    """The other ranks' part: join the attempt that rank 0 has named last, and wait for what it says. Returns its name."""
     name, own = "", None
     for _ in _looks(started, seconds + SECONDS_MORE):
         if own is not None and own.check(["verdict"]):
             refusal = own.get("verdict").decode()
             if refusal:
                 raise MindLLMError(refusal)
-            return own
+            return name
         found = store.get("attempt").decode() if store.check(["attempt"]) else ""
         if found not in ("", name):
             name, own = found, PrefixStore(found, store)

@@ -11,7 +11,7 @@ leaves the earlier ones as they were.
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class CheckpointState:
         plan: `Plan.state()`.
         tokenizer_hash: of the tokenizer that the data was made with.
         files: xxh3 of the tensor files, by name.
+        guard: `StepGuard.state()`; empty in checkpoints from before there was one.
     """
 
     step: int
@@ -52,6 +53,7 @@ class CheckpointState:
     plan: dict[str, Any]
     tokenizer_hash: str
     files: dict[str, str]
+    guard: list[float] = field(default_factory=list)
 
 
 def gather_state(backend: Backend) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -144,6 +146,7 @@ def load_state(checkpoint: Path) -> CheckpointState:
     try:
         state = CheckpointState(**orjson.loads(path.read_bytes()))
         types = {"step": int, "next_sample": int, "model": dict, "plan": dict, "tokenizer_hash": str, "files": dict}
+        types["guard"] = list
         if not all(isinstance(getattr(state, name), kind) for name, kind in types.items()):
             raise TypeError("a value of another type")
         if not {"seed", "sources", "blocks"} <= state.plan.keys() or state.next_sample < 0:

@@ -33,6 +33,7 @@ from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
@@ -79,6 +80,7 @@ class Run:
     heldout: list[Batch]
     model: MindLLM | GPTNeo
     backend: Backend
+    guard: StepGuard
     step: int
     next_sample: int
     peak_flops: float | None
@@ -286,6 +288,8 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     )
     backend = build_backend(config, model, loader, world)
     state = load_checkpoint(checkpoint, config.model, backend) if checkpoint else None
+    guard = StepGuard(config.faults.sigma, world.device)
+    guard.load_state(state.guard if state else [])
     step = state.step if state else 0
     open_run_folder(config, data, world)
     return Run(
@@ -296,6 +300,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         heldout=share_of_heldout(config, data, world),
         model=model,
         backend=backend,
+        guard=guard,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -368,4 +373,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
         files={},
+        guard=run.guard.state(),
     )

@@ -46,9 +46,10 @@ def attempt(
         mine = told(softwares[rank], f"host{rank}")
         try:
             if rank == 0:
-                results[rank] = rendezvous._lead(connect(), len(softwares), mine, time.time(), seconds)
+                name = rendezvous._lead(connect(), len(softwares), mine, time.time(), seconds)
             else:
-                results[rank] = rendezvous._follow(connect(), rank, mine, time.time(), seconds)
+                name = rendezvous._follow(connect(), rank, mine, time.time(), seconds)
+            results[rank] = PrefixStore(name, connect())
         except MindLLMError as error:
             results[rank] = error
 
