@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.distributed import watchdog
-from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
+from mindllm_engine.distributed.process_group import (
+    any_rank,
+    environment_world,
+    start_processes,
+    stop_processes,
+)
 from mindllm_engine.distributed.replicas import refuse_different_replicas
 from mindllm_engine.errors import MindLLMError
 from mindllm_engine.optim.schedules import learning_rate

@@ -27,7 +27,8 @@ from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.backend import Backend
 from mindllm_engine.distributed.deepspeed_backend import DeepSpeedZero1, check_deepspeed
 from mindllm_engine.distributed.execution_order import record_execution_order
-from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
+from mindllm_engine.distributed.process_group import World, raise_together, ranks_with_another_value
+from mindllm_engine.distributed.rendezvous import spans
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
@@ -276,10 +277,12 @@ def refuse_different_data(data: Data, world: World) -> None:
         DataError: on all ranks, if some rank has another plan than rank 0: hosts that see different files.
     """
     ours = int(data.plan.hash, 16) >> 1  # 63 bits of it
-    differs = value_of_rank_0(ours) != ours
-    if any_rank(differs):
-        whose = f"rank {world.rank} sees other token files than rank 0" if differs else "some rank sees other files"
-        raise DataError(f"data.sources: {whose}; give all hosts the same ones (tools/plan_data.py shows a plan's hash)")
+    different = ranks_with_another_value(ours)
+    if different:
+        raise DataError(
+            f"data.sources: {spans(different)} of {world.world_size} and rank 0 see different token files; give all "
+            "hosts the same ones (tools/plan_data.py shows a plan's hash)"
+        )
 
 
 def refuse_mixed_versions(world: World) -> None:
@@ -395,8 +398,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
-    if any_rank(failure is not None):
-        raise failure or ConfigError(f"run.dir: rank 0 cannot write to {folder}")
+    raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")
 
 
 def open_metrics(config: RunConfig, step: int) -> MetricsLog:
