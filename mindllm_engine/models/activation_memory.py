@@ -1,7 +1,7 @@
 """Bytes of activations that a micro-batch leaves for its backward: pure arithmetic on a network's sizes.
 
-What a layer keeps, in elements of the activations' dtype a token, h = hidden_size, f = ffn_size; behind each tensor, who
-needs it in backward:
+What a layer keeps, in elements of the activations' dtype a token, h = hidden_size, f = ffn_size; behind each
+tensor, who needs it in backward:
 
     MindLLM   x h (qkv), qkv 3h (attention), heads h (attention, attention_out), sum h (norm), norm h (gate_up),
               gate_up 2f (GeGLU), GeGLU f (ffn_out), sum h (norm)
@@ -93,7 +93,7 @@ def activation_bytes(
     in_flight = (tokens * (2 * h + f) + h * f) * itemsize
     loss = _loss_working_bytes(model, tokens, itemsize, reference_kernels)
     return ActivationBytes(
-        sum(layers), _end_bytes(model, tokens, mode, itemsize, reference_kernels), max(loss, again + in_flight)
+        sum(layers), _end_bytes(model, tokens, itemsize, reference_kernels), max(loss, again + in_flight)
     )
 
 
@@ -132,7 +132,6 @@ def _statistics_bytes(model: MindLLMConfig | GPTNeoConfig, itemsize: int, refere
 def _end_bytes(
     model: MindLLMConfig | GPTNeoConfig,
     tokens: int,
-    mode: ActivationCheckpointing,
     itemsize: int,
     reference_kernels: bool,
 ) -> int:
@@ -144,9 +143,7 @@ def _end_bytes(
     elif reference_kernels:
         kept += tokens * row  # the embedding's rows, which the norm after it takes
     if reference_kernels:
-        kept += model.vocab_size * h * 4  # the reference holds dweight from its forward on
-        if mode != "selective":
-            kept += tokens * row  # and what it projected
+        kept += model.vocab_size * h * 4 + tokens * row  # the loss's dweight, and what it projected
     return kept
 
 
