@@ -47,9 +47,13 @@ class Hardware:
     launch_latency: Constant
     """Of a collective, before its first hop, s."""
     nvlink_latency: Constant
-    """Of a hop within a node, s."""
+    """Of a hop within a node by NCCL's simple protocol, s."""
     network_latency: Constant
-    """Of a hop between nodes, s."""
+    """Of a hop between nodes by NCCL's simple protocol, s."""
+    nvlink_latency_ll128: Constant
+    """Of a hop within a node by its LL128 protocol, s."""
+    network_latency_ll128: Constant
+    """Of a hop between nodes by its LL128 protocol, s."""
     gpus_per_node: Constant
     """GPUs of a node."""
     dollars_per_gpu_hour: Constant

@@ -1,4 +1,4 @@
-"""Bytes that a rank holds in training, by kind, and the most it holds at once: arithmetic on the layout and the network.
+"""Bytes that a rank holds in training, by kind, and the most it holds at once: arithmetic on layout and network.
 
     parameters, gradients   the flat buffers, padding included
     optimizer               this rank's slices of master weights and moments
@@ -108,8 +108,8 @@ def memory_bytes(
 
 
 def wire_bytes(layout: Layout, wire_itemsize: int, on_gpu: bool) -> list[int]:
-    """Of each bucket, what its reduction allocates (`collectives.Reduction`): nothing where NCCL sums fp32 in place, and
-    no packed copy where the wire is fp32."""
+    """Of each bucket, what its reduction allocates (`collectives.Reduction`): nothing where NCCL sums fp32 in place,
+    and no packed copy where the wire is fp32."""
     if layout.shards == 1 or (on_gpu and wire_itemsize == MAIN_GRADIENT_BYTES):
         return [0] * len(layout.buckets)
     copies = 1 if wire_itemsize == MAIN_GRADIENT_BYTES else 2
