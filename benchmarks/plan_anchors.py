@@ -74,7 +74,10 @@ RUNS = (
         Workload(gpt(2560, 32, 20, 50368, 4096), 4096, 240, 5), 20964, fitted=True,
     ),
     Run("llm.c 1.56B, 8 H100", "h100", 8, Workload(gpt(1600, 48, 25, 50257, 1024), 1024, 1024, 16), 46800, fitted=True),
-    Run("OLMo2-1B, 8 H100", "h100", 8, Workload(gated(2048, 8192, 16, 16, 100278, 4096), 4096, 512, 8), 55000, fitted=True),
+    Run(
+        "OLMo2-1B, 8 H100", "h100", 8,
+        Workload(gated(2048, 8192, 16, 16, 100278, 4096), 4096, 512, 8), 55000, fitted=True,
+    ),
     Run("llm-foundry 1.3B, 64 H100", "h100", 64, Workload(MPT_1B, 2048, 1280, 20), 44402),
     Run("llm-foundry 2.65B, 16 H100", "h100", 16, Workload(MPT_3B, 2048, 480, 10), 24142),
     Run("llm-foundry 2.65B, 64 H100", "h100", 64, Workload(MPT_3B, 2048, 1152, 6), 22525),
@@ -89,8 +92,8 @@ RUNS = (
     ),
 )  # fmt: skip
 
-# Reduce-scatter on nodes of 8 H100: GPUs, bytes, published bus bandwidth. NVIDIA/nccl#1047 and #1229; the latter does not
-# tell its size, which is taken to be 8 GB.
+# Reduce-scatter on nodes of 8 H100: GPUs, bytes, published bus bandwidth. NVIDIA/nccl#1047 and #1229; the latter does
+# not tell its size, which is taken to be 8 GB.
 COLLECTIVES = (
     (8, 128 * 2**20, 311.34 * GB),
     (8, 2**30, 349.36 * GB),

@@ -1,4 +1,4 @@
-"""What a run would need of a cluster: `python tools/plan_run.py --config configs/mindllm_3b.yaml --gpus 512 --gpu h200`.
+"""What a run needs of a cluster: `python tools/plan_run.py --config configs/mindllm_3b.yaml --gpus 512 --gpu h200`.
 
 Neither GPU nor data is needed: the network is built without memory, and ZeRO-1 takes its step over a process group
 that is not there. See docs/cluster.md.

@@ -32,8 +32,8 @@ def report(plans: Sequence[Plan], tokens: float) -> str:
     """The plans side by side, then what they rest on. `tokens` are those of the whole run."""
     first = plans[0]
     lines = [
-        f"{first.layout.elements:,} elements of parameters (padding included), {first.flops_per_token / 1e9:.2f} GFLOP a "
-        f"token, on {first.hardware.name}; {tokens / 1e9:,.0f} B tokens",
+        f"{first.layout.elements:,} elements of parameters (padding included), {first.flops_per_token / 1e9:.2f} GFLOP "
+        f"a token, on {first.hardware.name}; {tokens / 1e9:,.0f} B tokens",
         "",
         table(plans, tokens),
     ]
@@ -46,8 +46,8 @@ def report(plans: Sequence[Plan], tokens: float) -> str:
             )
         for text, other in quicker_settings(plan)[:2]:
             lines.append(
-                f"{plan.gpus} GPUs: {text} would give an MFU of {other.mfu:.1%} in place of {plan.mfu:.1%}, with a peak of "
-                f"{other.memory.peak / GIB:.1f} GiB"
+                f"{plan.gpus} GPUs: {text} would give an MFU of {other.mfu:.1%} in place of {plan.mfu:.1%}, at a "
+                f"peak of {other.memory.peak / GIB:.1f} GiB"
             )
     return "\n".join([*lines, "", sources(first)])
 
@@ -125,15 +125,13 @@ def draw(plans: Sequence[Plan], tokens: float, path: Path) -> None:
     days.set(yscale="log")
     days.set_ylabel(f"days for {tokens / 1e9:,.0f} B tokens", color="tab:red")
     labels = [f"{count:,}" for count in gpus]
-    total = [plan.step.total for plan in plans]
-    stack(step, labels, {
-        kind.replace("_", " "): [100 * getattr(plan.step, kind) / whole for plan, whole in zip(plans, total, strict=True)]
+    shares = {
+        kind.replace("_", " "): [100 * getattr(plan.step, kind) / plan.step.total for plan in plans]
         for kind in STEP_KINDS
-    })  # fmt: skip
+    }
+    stack(step, labels, shares)
     step.set(xlabel="GPUs", ylabel="share of a step, %", title="step")
-    stack(memory, labels, {
-        kind: [getattr(plan.memory, kind) / GIB for plan in plans] for kind in MEMORY_KINDS
-    })  # fmt: skip
+    stack(memory, labels, {kind: [getattr(plan.memory, kind) / GIB for plan in plans] for kind in MEMORY_KINDS})
     memory.plot(labels, [plan.memory.peak / GIB for plan in plans], "k_", markersize=24, label="peak")
     memory.set(xlabel="GPUs", ylabel="GiB a rank", title="memory")
     memory.legend(fontsize="x-small")
