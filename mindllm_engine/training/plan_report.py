@@ -70,8 +70,8 @@ def table(plans: Sequence[Plan], tokens: float) -> str:
         (f"  peak, checkpointing {mode}", [peak(memory_of_mode(plan, mode), plan) for plan in plans]) for mode in MODES
     ]
     rows.append(("sent a step and rank", ["" for _ in plans]))
-    for kind in dict.fromkeys(message.kind for plan in plans for message in plan.messages):
-        rows.append((f"  {kind}", [sent([m for m in plan.messages if m.kind == kind]) for plan in plans]))
+    for sort in dict.fromkeys(message.kind for plan in plans for message in plan.messages):
+        rows.append((f"  {sort}", [sent([m for m in plan.messages if m.kind == sort]) for plan in plans]))
     rows.append(("ms a step", ["" for _ in plans]))
     for kind in STEP_KINDS:
         rows.append((f"  {kind.replace('_', ' ')}", [f"{1e3 * getattr(plan.step, kind):,.1f}" for plan in plans]))
