@@ -134,8 +134,8 @@ def draw(plans: Sequence[Plan], tokens: float, path: Path) -> None:
     stack(memory, labels, {kind: [getattr(plan.memory, kind) / GIB for plan in plans] for kind in MEMORY_KINDS})
     memory.plot(labels, [plan.memory.peak / GIB for plan in plans], "k_", markersize=24, label="peak")
     memory.set(xlabel="GPUs", ylabel="GiB a rank", title="memory")
-    memory.legend(fontsize="x-small")
-    step.legend(fontsize="x-small")
+    for axes in (step, memory):
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=3)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=80)
     write_atomically(path, image.getvalue())
