@@ -34,11 +34,14 @@ from benchmarks.peers import one_line
 from benchmarks.results_files import markdown_table, number
 from benchmarks.timing import empty_cache, still_works, synchronize
 from benchmarks.train_peers import Absent, peer_steps
+from mindllm_engine.distributed.backend import DistributedConfig, is_not_finite
+from mindllm_engine.distributed.execution_order import definition_order
+from mindllm_engine.distributed.process_group import World
+from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.kernels.backend import KernelChoice, interpreted, select_kernels
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
-from mindllm_engine.optim.flat_parameters import FlatParameters
 from mindllm_engine.optim.optimizer import OptimConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -148,15 +151,15 @@ def engine_step(network: Network, device: torch.device) -> Callable[[Batch], Any
                 parameter.normal_(0, parameter.shape[1] ** -0.5)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    flat = FlatParameters(model)
-    optimizer = OptimConfig(lr=LEARNING_RATE).build(flat)
-    scale = torch.ones((), device=device)
+    world, config = World(0, 1, 0, device), DistributedConfig()
+    backend = Zero1(model, world, OptimConfig(lr=LEARNING_RATE), config, torch.bfloat16, definition_order(model))
 
     def step(batch: Batch) -> Tensor:
         count = batch.tokens.shape[0]
         losses = model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / count)
-        (losses.sum() / count).backward()
-        optimizer.step(LEARNING_RATE, grad_scale=scale)
+        backend.backward(losses.sum() / count, last=True)
+        sums = torch.stack((losses.detach().sum(), losses.new_tensor(count))).double()
+        backend.step(LEARNING_RATE, count, sums, is_not_finite)
         return losses
 
     return step

@@ -21,6 +21,11 @@ STATE_KINDS: tuple[StateKind, ...] = ("master", "m", "v")
 StepGuard = Callable[[Tensor, Tensor], Tensor]
 
 
+def is_not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """() bool: whether a step would destroy the weights: the least a `StepGuard` does."""
+    return ~(loss + grad_norm).isfinite()
+
+
 @dataclass
 class DistributedConfig:
     """Data parallelism: who keeps which part of the optimizer state, and how gradients travel."""
@@ -34,6 +39,9 @@ class DistributedConfig:
     shard_group: int | None = None
     """Ranks that share one copy of the optimizer state, neighbours by rank (those of a node, where the network between
     nodes is slow): each such group holds all of it. Empty: all ranks share one."""
+    deepspeed_config: str | None = None
+    """A DeepSpeed configuration in JSON whose `zero_optimization.offload_optimizer` and `.overlap_comm` are handed on,
+    for `backend: deepspeed`; all else follows from this configuration."""
     timeout_minutes: float = 30.0
     """After this long without progress a collective counts as hung, and the run ends with an error."""
 
@@ -41,6 +49,10 @@ class DistributedConfig:
         """Raises `ConfigError` naming the first impossible value."""
         if self.bucket_elements < 1:
             raise ConfigError(f"distributed.bucket_elements: {self.bucket_elements} must be at least 1")
+        if self.deepspeed_config is not None and self.backend != "deepspeed":
+            raise ConfigError(
+                "distributed.deepspeed_config: needs distributed.backend deepspeed; set that, or leave the key out"
+            )
         if not 0 < self.timeout_minutes < 1e6:
             raise ConfigError(f"distributed.timeout_minutes: {self.timeout_minutes} must be above 0")
         if self.shard_group is not None and (self.shard_group < 1 or world_size % self.shard_group):

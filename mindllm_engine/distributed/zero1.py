@@ -96,7 +96,7 @@ class Zero1:
         self.unfinished = [set(bucket.names) for bucket in self.layout.buckets]
         self.names_left = set(self.buckets_of)
         self.reductions = []
-        self.early_elements = 0
+        self.gradients_left: list[int] = []
 
     def finished(self, name: str) -> None:
         """Backward has finished the gradient of a parameter: send the buckets that are complete with it.
@@ -119,8 +119,7 @@ class Zero1:
         """Begin the reduce-scatter of the next bucket."""
         index = len(self.reductions)
         bucket = self.layout.buckets[index]
-        if self.names_left:
-            self.early_elements += bucket.stop - bucket.start
+        self.gradients_left.append(len(self.names_left))
         if index >= MAX_IN_FLIGHT:
             self.reductions[index - MAX_IN_FLIGHT].finish_within()
         grads = self.flat.grads[bucket.start : bucket.stop]
@@ -136,7 +135,12 @@ class Zero1:
             reduction.finish()
         self.reductions = []
         self.reducing = False
-        self.overlap = self.early_elements / self.layout.elements
+        early = (
+            bucket.stop - bucket.start
+            for bucket, left in zip(self.layout.buckets, self.gradients_left, strict=True)
+            if left > len(self.names_left)  # those that are left now never came
+        )
+        self.overlap = sum(early) / self.layout.elements
 
     # Update and parameters
 

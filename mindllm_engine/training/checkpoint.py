@@ -57,7 +57,7 @@ class CheckpointState:
 def gather_state(backend: Backend) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The whole optimizer state on every rank."""
     pieces, state = backend.pieces(), backend.read_state()
-    whole = {}
+    whole: dict[tuple[str, str], Tensor] = {}
     for kind, tensors in state.items():
         for piece, tensor in zip(pieces, tensors, strict=True):
             flat = whole.setdefault((kind, piece.name), torch.zeros(piece.shape))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mindllm_engine.distributed.backend import is_not_finite
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
 from mindllm_engine.errors import CheckpointError, MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
@@ -115,11 +116,6 @@ def train_step(run: Run) -> StepTotals:
     return StepTotals(losses, result.grad_norm, rate)
 
 
-def is_not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
-    """() bool: whether a step would destroy the weights."""
-    return ~(loss + grad_norm).isfinite()
-
-
 @torch.no_grad()
 def largest_weight(model: nn.Module) -> float:
     """The largest magnitude of all weights; NaN where one is. Waits for the device."""
@@ -151,6 +147,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (run.peak_flops * run.world.world_size) if run.peak_flops else None,
         "memory": peak_memory_gib(run.world.device),
+        "reduce_overlap": run.backend.overlap if run.world.world_size > 1 else None,
     }
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:

@@ -23,6 +23,7 @@ from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.backend import Backend
+from mindllm_engine.distributed.deepspeed_backend import DeepSpeedZero1, check_deepspeed
 from mindllm_engine.distributed.execution_order import record_execution_order
 from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
 from mindllm_engine.distributed.zero1 import Zero1
@@ -186,6 +187,8 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
         MindLLMError: the configuration, the run folder or `run.init_from`.
     """
     config.validate(world_size)
+    if config.distributed.backend == "deepspeed":
+        check_deepspeed(config.distributed, config.optim)
     folder = Path(config.run.dir)
     try:
         folder.stat()
@@ -306,12 +309,15 @@ def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bo
 
 
 def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World) -> Backend:
-    """What keeps the replicas equal and updates them, laid out by the course of one step over real samples."""
+    """What keeps the replicas equal and updates them: DeepSpeed, or ours, laid out by the course of one step over real
+    samples."""
+    wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire
+    if config.distributed.backend == "deepspeed":
+        return DeepSpeedZero1(model, world, config.optim, config.distributed, DTYPES[wire])
     batch = loader.read(np.arange(config.train.micro_batch_size)).to(world.device)
     order = record_execution_order(
         model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
     )
-    wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire
     return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo, from_hf_state_dict
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.optim.flat_parameters import FlatParameters
+from tests.distributed.one_rank import flat_parameters
 from tests.models import test_gpt_neo, test_mindllm
 from tests.models.naive_mindllm import naive_logits
 from tests.models.packing import pack
@@ -76,7 +76,7 @@ def test_every_gradient_is_added_once(
     select_kernels(kernels)
     model, truth = network()
     model.to(dtype)
-    flat = FlatParameters(model)
+    flat = flat_parameters(model)
     for seed, lengths in enumerate(BATCHES):
         tokens, positions, cu_seqlens, targets = pack(lengths, model.config.vocab_size, seed)
         with torch.no_grad():  # an evaluation in between leaves no trace
@@ -95,7 +95,7 @@ def test_the_projections_gradient_needs_no_memory_where_it_is_promised(
     network: Callable[[], tuple[MindLLM | GPTNeo, Callable[[], dict[str, Tensor]]]],
 ) -> None:
     model, _ = network()
-    flat = FlatParameters(model.float())
+    flat = flat_parameters(model.float())
     tokens, positions, cu_seqlens, targets = pack([9], model.config.vocab_size)
     select_kernels("triton")
     model(tokens, positions, cu_seqlens, targets, grad_scale=GRAD_SCALE)

@@ -1,4 +1,4 @@
-"""Flat AdamW against torch.optim.AdamW, the layout's arithmetic, main gradients, and the schedules at their corners."""
+"""AdamW over slices against torch.optim.AdamW, main gradients, and the schedules at their corners."""
 
 import math
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.adamw import CHUNK
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.kernels.rows import main_grad
-from mindllm_engine.optim.flat_parameters import FlatParameters, layout
 from mindllm_engine.optim.optimizer import AdamW, OptimConfig
 from mindllm_engine.optim.schedules import ScheduleConfig, learning_rate
+from tests.distributed.one_rank import flat_parameters, master_weights, optimizer_of, take_step
 
 # The kernels run on the GPU where there is one, and are interpreted elsewhere.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,10 +41,11 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("clip", [0.0, 0.01])
-def test_adamw_follows_torch(clip: float) -> None:
+@pytest.mark.parametrize("bucket_elements", [1 << 25, 1000, 1])
+def test_adamw_follows_torch(clip: float, bucket_elements: int) -> None:
     model, reference = small_model(), small_model()
     config = OptimConfig(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, clip_grad_norm=clip)
-    optimizer = config.build(FlatParameters(model))
+    optimizer = optimizer_of(flat_parameters(model, bucket_elements), config)
     decayed = [p for p in reference.parameters() if p.dim() >= 2]
     plain = [p for p in reference.parameters() if p.dim() < 2]
     oracle = torch.optim.AdamW(
@@ -56,7 +57,7 @@ def test_adamw_follows_torch(clip: float) -> None:
     for step in range(20):
         loss_of(model, step).backward()
         loss_of(reference, step).backward()
-        norm = optimizer.step(1e-2, torch.tensor(1.0, device=DEVICE))
+        norm = take_step(optimizer, 1e-2, torch.tensor(1.0, device=DEVICE))
         expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip or math.inf)
         assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
         oracle.step()
@@ -69,13 +70,13 @@ def test_adamw_spans_chunks() -> None:
     model = nn.Linear(CHUNK // 8 + 3, 19, bias=False)
     reference = nn.Linear(CHUNK // 8 + 3, 19, bias=False)
     reference.load_state_dict(model.state_dict())
-    optimizer = OptimConfig(lr=1e-3, clip_grad_norm=0).build(FlatParameters(model))
+    optimizer = optimizer_of(flat_parameters(model), OptimConfig(lr=1e-3, clip_grad_norm=0))
     oracle = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     x = torch.randn(4, model.in_features)
     for _ in range(3):
         model(x).square().sum().backward()
         reference(x).square().sum().backward()
-        optimizer.step(1e-3, torch.tensor(1.0))
+        take_step(optimizer, 1e-3, torch.tensor(1.0))
         oracle.step()
         oracle.zero_grad()
     torch.testing.assert_close(model.weight, reference.weight, rtol=1e-5, atol=1e-6)
@@ -83,23 +84,24 @@ def test_adamw_spans_chunks() -> None:
 
 def test_bf16_parameters_are_rounded_masters_and_gradients_accumulate_in_fp32() -> None:
     model = small_model().bfloat16()
-    optimizer = OptimConfig(lr=1e-3).build(FlatParameters(model))
+    flat = flat_parameters(model)
+    optimizer = optimizer_of(flat, OptimConfig(lr=1e-3))
     for step in range(6):
         loss_of(model, step).backward()
         assert all(parameter.grad is None for parameter in model.parameters())
         if step % 3 == 2:
-            optimizer.step(1e-3, torch.tensor(1 / 3, device=DEVICE))
-            assert not optimizer.flat.grads.any()
-    assert torch.equal(optimizer.flat.params, optimizer.master.bfloat16())
-    assert not torch.equal(optimizer.master, optimizer.master.bfloat16().float())
+            take_step(optimizer, 1e-3, torch.tensor(1 / 3, device=DEVICE))
+            assert not flat.grads.any()
+    master = master_weights(optimizer)
+    assert torch.equal(flat.params, master.bfloat16())
+    assert not torch.equal(master, master.bfloat16().float())
 
 
 def test_parameters_stay_views_of_the_flat_buffer() -> None:
     model = small_model()
-    flat = FlatParameters(model)
+    flat = flat_parameters(model)
     flat.params.fill_(2.0)
     assert all((parameter == 2).all() for parameter in model.parameters())
-    assert sum(view.numel() for view in flat.views(flat.grads).values()) == flat.grads.numel()
 
 
 class Scale(torch.autograd.Function):
@@ -138,7 +140,7 @@ class Tied(nn.Module):
 def test_both_ways_to_the_main_gradient_add_up() -> None:
     model, reference = Tied(), Tied()
     model(torch.ones(3, 4)).backward()  # what a parameter's gradient held before does not count
-    flat = FlatParameters(model)
+    flat = flat_parameters(model)
     batches = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(6))
     for x in batches:
         model(x).backward()
@@ -150,58 +152,53 @@ def test_both_ways_to_the_main_gradient_add_up() -> None:
 
 def test_main_gradients_are_views_of_the_flat_one() -> None:
     model = small_model()
-    flat = FlatParameters(model)
+    flat = flat_parameters(model)
     flat.grads.copy_(torch.arange(flat.grads.numel()))
     for name, parameter in model.named_parameters():
         assert torch.equal(main_grad(parameter), flat.views(flat.grads)[name])
 
 
 def bf16_optimizer(master: str) -> AdamW:
-    return OptimConfig(lr=1e-2, master=master).build(FlatParameters(small_model().bfloat16()))
+    return optimizer_of(flat_parameters(small_model().bfloat16()), OptimConfig(lr=1e-2, master=master))
 
 
-def take_steps(optimizer: AdamW, steps: range) -> None:
+def take_random_steps(optimizer: AdamW, steps: range) -> None:
     """With gradients that do not depend on the parameters."""
     for step in steps:
-        gradients = torch.randn(optimizer.flat.grads.shape, generator=torch.Generator().manual_seed(step))
-        optimizer.flat.grads.copy_(gradients)
-        optimizer.step(1e-2, torch.tensor(0.5, device=DEVICE))
+        generator = torch.Generator().manual_seed(step)
+        for part in optimizer.slices:
+            part.grads.copy_(torch.randn(part.grads.shape, generator=generator))
+        take_step(optimizer, 1e-2, torch.tensor(0.5, device=DEVICE))
 
 
 @pytest.mark.usefixtures("implementation")
 def test_split_masters_are_the_fp32_masters() -> None:
     plain, split = bf16_optimizer("fp32"), bf16_optimizer("bf16_and_bits")
-    assert split.master.dtype == torch.int16
+    assert all(master.dtype == torch.int16 for master in split.master)
     for step in range(10):
-        take_steps(plain, range(step, step + 1))
-        take_steps(split, range(step, step + 1))
-        for (name, one), (_, other) in zip(plain.master_weights(), split.master_weights(), strict=True):
-            assert torch.equal(one, other), name
-        ties = plain.master.view(torch.int32) & 0xFFFF == 0x8000
-        assert torch.equal(plain.flat.params[~ties], split.flat.params[~ties])
+        take_random_steps(plain, range(step, step + 1))
+        take_random_steps(split, range(step, step + 1))
+        assert torch.equal(master_weights(plain), master_weights(split))
+        for master, one, other in zip(plain.master, plain.slices, split.slices, strict=True):
+            ties = master.view(torch.int32) & 0xFFFF == 0x8000
+            assert torch.equal(one.params[~ties], other.params[~ties])
 
 
 @pytest.mark.parametrize("before", ["fp32", "bf16_and_bits"])
 @pytest.mark.parametrize("after", ["fp32", "bf16_and_bits"])
-def test_masters_pass_from_one_form_to_the_other(before: str, after: str) -> None:
+def test_state_passes_from_one_form_to_the_other(before: str, after: str) -> None:
     first, second = bf16_optimizer(before), bf16_optimizer(after)
-    take_steps(first, range(5))
-    second.set_master_weights(dict(first.master_weights()))
-    for (name, one), (_, other) in zip(first.master_weights(), second.master_weights(), strict=True):
-        assert torch.equal(one, other), name
-        assert one.dtype == torch.float32
-    torch.testing.assert_close(second.flat.params, first.flat.params, rtol=2**-7, atol=0)  # a tie may fall otherwise
-
-
-def test_layout_puts_matrices_first_without_gaps() -> None:
-    slots, decayed = layout({"norm": (7,), "w1": (3, 5), "bias": (2,), "w2": (4, 4)})
-    assert [(slot.name, slot.start, slot.stop) for slot in slots] == [
-        ("w1", 0, 15),
-        ("w2", 15, 31),
-        ("norm", 31, 38),
-        ("bias", 38, 40),
-    ]
-    assert decayed == 31
+    take_random_steps(first, range(5))
+    for index in range(len(first.slices)):
+        middle = first.m[index].numel() // 3  # in two parts, as checkpoints may bring it
+        for part in (slice(0, middle), slice(middle, None)):
+            state = (first.master_weights(index)[part], first.m[index][part], first.v[index][part])
+            second.write(index, part.start, *state)
+    assert torch.equal(master_weights(first), master_weights(second))
+    for index, (one, other) in enumerate(zip(first.slices, second.slices, strict=True)):
+        torch.testing.assert_close(other.params, one.params, rtol=2**-7, atol=0)  # a tie may fall otherwise
+        assert torch.equal(first.m[index], second.m[index])
+        assert torch.equal(first.v[index], second.v[index])
 
 
 @pytest.mark.parametrize(
