@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.network_namespace import loopback_bytes
 from benchmarks.process_memory import anonymous_bytes, forget_peak, peak_bytes, resident_bytes
 from benchmarks.timing import synchronize
 from benchmarks.zero1_messages import Message, record_messages
@@ -146,41 +147,31 @@ def quiet() -> None:
     time.sleep(SETTLE_SECONDS)
 
 
-def loopback_bytes() -> int:
-    """Bytes sent so far through this network namespace's loopback interface, by whomever."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == "lo":
-            return int(counters.split()[8])
-    raise OSError("/proc/self/net/dev has no loopback interface")
-
-
 class Ranks:
-    """Handles of the processes of one engine; leaving the context ends them."""
+    """Handles of the processes of one engine. What these print goes to the end of `log`."""
 
-    def __init__(self, world_size: int, warm_up: Task) -> None:
+    def __init__(self, world_size: int, warm_up: Task, log: Path) -> None:
         context = multiprocessing.get_context("spawn")
         port = free_port()
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, world_size, port, theirs, warm_up), daemon=True)
+            arguments = (rank, world_size, port, theirs, warm_up, log)
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
 
-    def __enter__(self) -> "Ranks":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self, failed: bool = False) -> None:
+        """End the processes; at once where they have failed and may not listen."""
         for pipe in self.pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
             pipe.close()
         for process in self.processes:
-            process.join(timeout=2 if error[0] else 20)
+            process.join(timeout=1 if failed else 20)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -211,21 +202,23 @@ class Ranks:
             raise EngineFailed(f"a rank died in {command.__name__}") from error
 
 
-def serve(rank: int, world_size: int, port: int, pipe: Connection, warm_up: Task) -> None:
+def serve(rank: int, world_size: int, port: int, pipe: Connection, warm_up: Task, log: Path) -> None:
     """What a process does: the commands that come through the pipe, until None or its end."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in sizes.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
     member = None
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while (request := pipe.recv()) is not None:
             name, arguments = request
             try:
                 member = member or Rank(warm_up)
                 pipe.send((None, getattr(member, name)(*arguments)))
             except Exception as error:  # a peer may fail in any way
-                if "ZERO1_TRACEBACK" in os.environ:
-                    traceback.print_exc()
+                traceback.print_exc()
                 pipe.send((f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", None))
     if member is not None:
         stop_processes()
