@@ -43,7 +43,7 @@ from benchmarks.loop_overhead import overhead_rows
 from benchmarks.network_namespace import enter_own_network
 from benchmarks.process_memory import in_fresh_process
 from benchmarks.token_streams import line, machine
-from benchmarks.zero1_peers import Variant, variants
+from benchmarks.zero1_peers import variants
 from benchmarks.zero1_ranks import EngineFailed, Rank, Ranks
 from benchmarks.zero1_rows import ENGINES, Result, Row, rows_of
 from benchmarks.zero1_task import Task
@@ -76,7 +76,6 @@ FULL = Size(
 TOY = Size(((Task(TINY, 64, 2, torch.float32), 2, 2),), Task(TINY, 64, 2, torch.float32), 1)
 
 
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -92,60 +91,81 @@ class Bench:
         return Ranks(RANKS, self.size.warm_up, self.log)
 
     def choose(self, task: Task) -> dict[str, list[Result]]:
-        """The variants of each engine, the fastest first and those that cannot run last."""
-        found: dict[str, list[Result]] = {engine: [] for engine in ENGINES}
-        for engine, results in found.items():
-            wanted = [variant for variant in variants(task) if variant.engine == engine]
-            ranks: Ranks | None = None
-            for variant in wanted[: 1 if self.size is TOY else None]:
-                result = Result(variant)
-                ranks = ranks or self.start()
-                try:
-                    ranks.call(Rank.build, variant, task)
-                    result.seconds = [max(ranks.call(Rank.time, self.size.steps_to_choose))]
-                except EngineFailed as error:  # its processes may be in any state
-                    result.reason = str(error)
-                    ranks.close(failed=True)
-                    ranks = None
-                results.append(result)
-                say(f"  {engine}, {variant.name}: {result.reason or f'{result.seconds[0]:.3f} s'}")
-            if ranks is not None:
-                ranks.close()
-            results.sort(key=lambda result: result.step_seconds)
+        """The variants of each engine, the fastest first and those that cannot run last; in a toy run, the first."""
+        found: dict[str, list[Result]] = {}
+        for engine in ENGINES:
+            results = [Result(variant) for variant in variants(task) if variant.engine == engine]
+            if self.size is TOY:
+                found[engine] = results[:1]
+                continue
+            self.try_variants(task, results)
+            found[engine] = sorted(results, key=lambda result: result.step_seconds)
         return found
+
+    def try_variants(self, task: Task, results: list[Result]) -> None:
+        """Take a turn of each variant, one after the other in the same processes."""
+        ranks: Ranks | None = None
+        for result in results:
+            ranks = ranks or self.start()
+            try:
+                ranks.call(Rank.build, result.variant, task)
+                result.add_turn(ranks.call(Rank.time, self.size.steps_to_choose))
+            except EngineFailed as error:  # its processes may be in any state
+                result.reason = str(error)
+                ranks.close(failed=True)
+                ranks = None
+            say(f"  {result.variant.engine}, {result.variant.name}: {result.reason or result.seconds_text}")
+        if ranks is not None:
+            ranks.close()
 
     def measure(self, task: Task, turns: int, steps: int, ranked: dict[str, list[Result]]) -> dict[str, Result]:
         """Every engine's fastest variant on a task, in turns."""
-        running: dict[str, tuple[Result, Ranks]] = {}
-        results: dict[str, Result] = {}
+        results = {engine: Result(candidates[0].variant) for engine, candidates in ranked.items()}
+        running: dict[str, Ranks] = {}
         try:
             for engine, candidates in ranked.items():
                 for candidate in candidates:
-                    results[engine] = Result(candidate.variant)
-                    ranks = self.start()
-                    try:
-                        if candidate.reason is not None:
-                            raise EngineFailed(candidate.reason)
-                        ranks.call(Rank.build, candidate.variant, task)
-                        ranks.call(Rank.time, 1)
-                        running[engine] = (results[engine], ranks)
+                    results[engine] = Result(candidate.variant, reason=candidate.reason)
+                    if candidate.counts and self.begin(results[engine], task, running):
                         break
+            for turn in range(turns + 1):
+                for engine, ranks in running.items():
+                    result = results[engine]
+                    try:
+                        if result.reason is None:
+                            (take_turn if turn < turns else count)(result, ranks, steps)
                     except EngineFailed as error:
-                        results[engine].reason = str(error)
-                        ranks.close(failed=True)
-            for _ in range(turns):
-                for result, ranks in running.values():
-                    result.seconds.append(max(ranks.call(Rank.time, steps)))
-            for result, ranks in running.values():
-                result.memory = max(ranks.call(Rank.memory), key=lambda memory: memory.peak)
-                result.sent = ranks.call(Rank.sent, steps)[0]
-                result.messages = ranks.call(Rank.messages)[0]
-                by_rank = ranks.call(Rank.loss_of_each_step)
-                result.losses = [sum(losses) / RANKS for losses in zip(*by_rank, strict=True)]
+                        result.reason = str(error)
         finally:
-            for _, ranks in running.values():
+            for ranks in running.values():
                 ranks.close()
         return results
+
+    def begin(self, result: Result, task: Task, running: dict[str, Ranks]) -> bool:
+        """Start a variant's processes and add them to `running`; whether they run."""
+        ranks = self.start()
+        try:
+            ranks.call(Rank.build, result.variant, task)
+            ranks.call(Rank.time, 1)
+        except EngineFailed as error:
+            result.reason = str(error)
+            ranks.close(failed=True)
+            return False
+        running[result.variant.engine] = ranks
+        return True
+
+
+def take_turn(result: Result, ranks: Ranks, steps: int) -> None:
+    result.add_turn(ranks.call(Rank.time, steps))
+
+
+def count(result: Result, ranks: Ranks, steps: int) -> None:
+    """What is not time."""
+    result.memory = max(ranks.call(Rank.memory), key=lambda memory: memory.peak)
+    result.sent = ranks.call(Rank.sent, steps)[0]
+    result.messages = ranks.call(Rank.messages)[0]
+    by_rank = ranks.call(Rank.loss_of_each_step)
+    result.losses = [sum(losses) / RANKS for losses in zip(*by_rank, strict=True)]
 
 
 def rows(bench: Bench, details: list[dict[str, Any]]) -> Iterator[Row]:

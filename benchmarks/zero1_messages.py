@@ -1,7 +1,7 @@
 """What an engine sends during one step, message by message, and when: from torch's profiler.
 
-Every collective passes through torch's dispatcher as an operator `c10d::...`, whoever calls it: Python, DDP's reducer in
-C++, DeepSpeed. The profiler keeps its time, shapes and, for gloo, the dtype; none of the engines takes part.
+Every collective passes through torch's dispatcher as an operator `c10d::...`, whoever calls it, DDP's reducer in C++
+included. The profiler keeps its time, shapes and, for gloo, the dtype; none of the engines takes part.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -32,7 +31,9 @@ OPERATORS = {
 ITEM_BYTES = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "double": 8, "long int": 8, "int": 4}
 # Shorter messages are norms and flags.
 SHORT_BYTES = 1024
-GRADIENT_KINDS = ("all_reduce", "reduce", "reduce_scatter", "all_to_all")
+PARAMETER_KINDS = ("all_gather", "broadcast")
+# Whatever is sent while this stands in the recording is parameters.
+SPREADING = "zero1: parameters are sent"
 LAST_GRADIENT = "zero1: the last gradient is complete"
 
 
@@ -42,17 +43,15 @@ class Message:
 
     Attributes:
         kind: what it does.
-        bytes: the message as a whole: the sum over ranks of what each contributes to, or gets from it.
+        bytes: the message as a whole: what all ranks together contribute to, or get from it.
+        carries_gradients: or parameters.
         early: begun before backward had computed the last gradient.
     """
 
     kind: str
     bytes: int
+    carries_gradients: bool
     early: bool
-
-    @property
-    def carries_gradients(self) -> bool:
-        return self.kind in GRADIENT_KINDS
 
     def sent_by_a_rank(self, ranks: int, gloo: bool) -> float:
         """Bytes that a rank must send for it, in the mean over ranks. Gloo's reduce-scatter is an all-reduce inside."""
@@ -101,15 +100,18 @@ def read_trace(events: list[dict[str, Any]]) -> list[Message]:
     events = sorted(events, key=lambda event: float(event["ts"]))
     last_gradient = max(float(event["ts"]) for event in events if event["name"] == LAST_GRADIENT)
     item_bytes = {elements_of(event, 0): bytes_of_item(event) for event in events if event["name"].startswith("gloo:")}
+    spreading = [(float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in events if e["name"] == SPREADING]
     found = []
     for event in events:
         if event["name"] in OPERATORS:
+            begun = float(event["ts"])
             kind, argument = OPERATORS[event["name"]]
             elements = elements_of(event, argument)
             size = bytes_of_item(event, argument) or item_bytes.get(elements) or 0
             assert size or elements * 8 < SHORT_BYTES, f"no dtype known of {event}"
             if elements * size >= SHORT_BYTES:
-                found.append(Message(kind, elements * size, float(event["ts"]) < last_gradient))
+                spreads = kind in PARAMETER_KINDS or any(first <= begun <= last for first, last in spreading)
+                found.append(Message(kind, elements * size, not spreads, begun < last_gradient))
     return found
 
 

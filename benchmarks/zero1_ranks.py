@@ -81,18 +81,19 @@ class Rank:
         assert self.engine is not None
         self.losses.append(self.engine.step(self.batches[len(self.losses) % len(self.batches)]))
 
-    def time(self, steps: int) -> float:
-        """Seconds a step of the steady state: after one more step that is not counted, whose end may still be under
-        way when the first that is counted begins, as that of the last may be when it ends."""
+    def time(self, steps: int) -> tuple[float, float]:
+        """Seconds a step of the steady state, and those of processors that this rank uses: after one more step that is
+        not counted, whose end may still be under way when the first that is counted begins, as that of the last may be
+        when it ends."""
         assert self.engine is not None
         dist.barrier()
         self.step()
         synchronize(self.world.device)
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.step()
         synchronize(self.world.device)
-        seconds = (time.perf_counter() - begin) / steps
+        seconds = (time.perf_counter() - begin) / steps, (time.process_time() - used) / steps
         self.engine.finish()
         return seconds
 
