@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -187,7 +188,7 @@ class Watchdog:
         """The ranks that give no sign of life, or else those that have left; empty where all are there."""
         try:
             before = self.read()
-            threading.Event().wait(BEATS_MISSED * self.interval)
+            self.live_on()
             after = self.read()
         except RuntimeError:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -201,6 +202,12 @@ class Watchdog:
         if silent:
             return describe(silent, after, "no sign of life, last heard of in")
         return describe(left, after, "has ended, in")
+
+    def live_on(self) -> None:
+        """Give as many signs of life as another rank may miss."""
+        for _ in range(BEATS_MISSED):
+            time.sleep(self.interval)
+            self.publish(has_left=False)
 
     def ranks_behind(self) -> str:
         """The ranks that have come least far."""
@@ -221,6 +228,9 @@ class Watchdog:
         if is_first:
             line = f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
             print(printable(line), file=sys.stderr, flush=True)
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            for _ in range(2):  # it holds the store, where the others look for what has been said
+                self.live_on()
 
 
 def describe(ranks: Sequence[int], beats: Sequence[Beat | None], how: str) -> str:
