@@ -11,19 +11,18 @@ host's.
 
 import json
 import os
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 
 import torch.distributed as dist
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, printable
-from mindllm_engine.distributed.process_group import value_of_rank_0
+from mindllm_engine.distributed.rendezvous import connect
+from mindllm_engine.ranks import is_mine_to_tell, record_failure
 
 # Seconds between two signs of life of a rank, at most, and how many of them a rank may miss before it counts as gone.
 SECONDS_BETWEEN_BEATS = 2.0
@@ -113,14 +112,6 @@ def is_of_a_collective(error: BaseException) -> bool:
     )
 
 
-def connect(timeout: float) -> dist.Store:
-    """A connection to the run's store, which torchrun or rank 0 serves; the process group's own blocks while something
-    is waited for. Its keys are those of this process group: the store outlives restarts by torchrun."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
-    return dist.PrefixStore(f"watchdog/{value_of_rank_0(secrets.randbits(62))}", store)
-
-
 class Watchdog:
     """The thread that tells where this rank is, and ends the process when nothing moves.
 
@@ -132,7 +123,7 @@ class Watchdog:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
         self.interval = min(SECONDS_BETWEEN_BEATS, timeout / 10)
-        self.store = connect(max(5.0, 5 * self.interval))
+        self.store = dist.PrefixStore("watchdog", connect(max(5.0, 5 * self.interval)))
         self.beats = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -219,15 +210,19 @@ class Watchdog:
         return describe(behind, beats, "behind, in")
 
     def say(self, line: str) -> None:
-        """Print a line, if no other rank has said one; where the store is gone, each says its own."""
+        """Print a line, if no other rank has said one and the rank that it is about has not told why itself; where the
+        store is gone, each host says its own."""
+        line = printable(
+            f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
+        )
+        record_failure(line)
         try:
             with self.lock:
                 is_first = self.store.add("said", 1) == 1
         except RuntimeError:
             is_first = True
-        if is_first:
-            line = f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
-            print(printable(line), file=sys.stderr, flush=True)
+        if is_first and is_mine_to_tell(line, of_another_rank=True):
+            print(line, file=sys.stderr, flush=True)
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             for _ in range(2):  # it holds the store, where the others look for what has been said
                 self.live_on()
