@@ -1,6 +1,8 @@
 """A run on two hosts, started by the script that users start theirs with: two network namespaces, joined by a link."""
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -146,6 +148,19 @@ def test_a_world_that_never_completes(tmp_path: Path, hosts: Hosts) -> None:
     ((code, error),) = finish(hosts.start(0, config, JOIN_TIMEOUT="5"), within=60)
     assert code != 0
     assert error.strip().splitlines()[-1].startswith("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError")
+
+
+def test_a_rank_that_is_killed_starts_again_with_all_others(tmp_path: Path, hosts: Hosts) -> None:
+    """torchrun on both hosts goes on from the newest checkpoint; the host whose rank lived counts no restart."""
+    config = write_config(tmp_path, train__steps=60, train__checkpoint_every=5, train__eval_every=0)
+    running = [hosts.start(number, config, MAX_RESTARTS="1") for number in (0, 1)]
+    await_step(tmp_path / "run", 12, running)
+    (worker,) = Path(f"/proc/{running[1].pid}/task/{running[1].pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    ended = finish(*running, within=150)
+    assert [code for code, _ in ended] == [0, 0], ended
+    train_here(config, "--run.dir", str(tmp_path / "alone"))
+    assert_same_losses(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_link_that_is_cut(tmp_path: Path, hosts: Hosts) -> None:
