@@ -22,11 +22,13 @@ import torch.distributed as dist
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, printable
 from mindllm_engine.distributed.rendezvous import connect
-from mindllm_engine.ranks import is_mine_to_tell, record_failure
+from mindllm_engine.ranks import is_mine_to_tell, record_failure, within
 
 # Seconds between two signs of life of a rank, at most, and how many of them a rank may miss before it counts as gone.
 SECONDS_BETWEEN_BEATS = 2.0
 BEATS_MISSED = 3
+# For all ranks' places, from a store that may be gone.
+SECONDS_TO_ANSWER = 10.0
 # Ranks that a message names.
 NAMED = 8
 
@@ -124,6 +126,7 @@ class Watchdog:
         self.timeout = timeout
         self.interval = min(SECONDS_BETWEEN_BEATS, timeout / 10)
         self.store = dist.PrefixStore("watchdog", connect(max(5.0, 5 * self.interval)))
+        self.store_is_gone = False
         self.beats = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -149,6 +152,8 @@ class Watchdog:
 
     def publish(self, has_left: bool) -> None:
         """Tell where this rank is. A store that is gone is no error yet: the collectives go another way."""
+        if self.store_is_gone:
+            return
         with self.lock:
             self.beats += 1
             beat = Beat(_here[0], self.beats, has_left)
@@ -178,10 +183,11 @@ class Watchdog:
     def missing_ranks(self) -> str:
         """The ranks that give no sign of life, or else those that have left; empty where all are there."""
         try:
-            before = self.read()
+            before = within(SECONDS_TO_ANSWER, self.read)
             self.live_on()
-            after = self.read()
+            after = within(SECONDS_TO_ANSWER, self.read)
         except RuntimeError:
+            self.store_is_gone = True
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return f"the store of the run at {address} does not answer: its process or machine is gone"
         silent = [
