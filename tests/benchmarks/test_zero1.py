@@ -85,10 +85,7 @@ def results(**changed: Any) -> dict[str, Result]:
             seconds=[1.0 * factor, 1.2 * factor, 0.9 * factor],
             processor_seconds=[1.0, 1.0, 1.0],
             sent=1e6 * factor,
-            messages=[
-                Message("all_reduce", 900_000, True, early=True),
-                Message("all_reduce", 100_000, True, early=False),
-            ],
+            messages=messages,
             memory=Memory(10**8, {"master weights": 4 * 55_000, "moments": 8 * 55_000}),
             losses=[5.0, 4.0],
         )
