@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from mindllm_engine import __version__
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
 from mindllm_engine.corpus.tokenizer import Tokenizer
@@ -25,7 +27,8 @@ from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.backend import Backend
 from mindllm_engine.distributed.deepspeed_backend import DeepSpeedZero1, check_deepspeed
 from mindllm_engine.distributed.execution_order import record_execution_order
-from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
+from mindllm_engine.distributed.process_group import World, raise_together, ranks_with_another_value
+from mindllm_engine.distributed.rendezvous import spans
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
@@ -33,7 +36,9 @@ from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
+from mindllm_engine.optim.step_guard import StepGuard
+from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
+from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
@@ -41,6 +46,7 @@ from mindllm_engine.training.throughput import peak_flops
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
 CONFIG_FILE = "config.yaml"
+VERSION_BYTES = 128
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -79,15 +85,15 @@ class Run:
     heldout: list[Batch]
     model: MindLLM | GPTNeo
     backend: Backend
+    checkpointer: Checkpointer
+    guard: StepGuard
     step: int
     next_sample: int
     peak_flops: float | None
     metrics: MetricsLog | None
     progress: TrainingProgress | None
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return Path(self.config.run.dir) / "checkpoints"
+    checkpoint_pause: float | None = None
+    """Seconds for which the last save held training up, until a record has told."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -271,10 +277,32 @@ def refuse_different_data(data: Data, world: World) -> None:
         DataError: on all ranks, if some rank has another plan than rank 0: hosts that see different files.
     """
     ours = int(data.plan.hash, 16) >> 1  # 63 bits of it
-    differs = value_of_rank_0(ours) != ours
-    if any_rank(differs):
-        whose = f"rank {world.rank} sees other token files than rank 0" if differs else "some rank sees other files"
-        raise DataError(f"data.sources: {whose}; give all hosts the same ones (tools/plan_data.py shows a plan's hash)")
+    different = ranks_with_another_value(ours)
+    if different:
+        raise DataError(
+            f"data.sources: {spans(different)} of {world.world_size} and rank 0 see different token files; give all "
+            "hosts the same ones (tools/plan_data.py shows a plan's hash)"
+        )
+
+
+def refuse_mixed_versions(world: World) -> None:
+    """Compare the versions of PyTorch and of this engine over all ranks.
+
+    Raises:
+        ConfigError: the same on all ranks, if they differ: numbers and messages would, too.
+    """
+    ours = f"torch {torch.__version__}, mindllm_engine {__version__}"
+    text = torch.tensor([*ours.encode()[:VERSION_BYTES].ljust(VERSION_BYTES)], dtype=torch.uint8)
+    texts = [torch.empty_like(text) for _ in range(world.world_size)]
+    if dist.is_initialized():
+        dist.all_gather(texts, text)
+        versions = [bytes(text.tolist()).decode(errors="replace").strip() for text in texts]
+        other = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
+        if other is not None:
+            raise ConfigError(
+                f"mixed versions: rank 0 has {versions[0]}, rank {other} has {versions[other]}; install the same on "
+                "all hosts"
+            )
 
 
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
@@ -287,7 +315,10 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
     backend = build_backend(config, model, loader, world)
     apply_layer_options(model, config.train.activation_checkpointing, config.train.compile)
-    state = load_checkpoint(checkpoint, config.model, backend) if checkpoint else None
+    checkpointer = build_checkpointer(config, backend, world)
+    state = checkpointer.load(checkpoint, config.model) if checkpoint else None
+    guard = StepGuard(config.faults.sigma, world.device)
+    guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
     open_run_folder(config, data, world)
     return Run(
@@ -298,6 +329,8 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         heldout=share_of_heldout(config, data, world),
         model=model,
         backend=backend,
+        checkpointer=checkpointer,
+        guard=guard,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -324,6 +357,18 @@ def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, wo
         model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
     )
     return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
+
+
+def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Checkpointer:
+    """What saves the run, and loads it."""
+    return Checkpointer(
+        Path(config.run.dir) / "checkpoints",
+        backend,
+        world,
+        config.train.keep_checkpoints,
+        config.train.keep_every,
+        config.distributed.timeout_minutes,
+    )
 
 
 def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:
@@ -353,8 +398,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
-    if any_rank(failure is not None):
-        raise failure or ConfigError(f"run.dir: rank 0 cannot write to {folder}")
+    raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")
 
 
 def open_metrics(config: RunConfig, step: int) -> MetricsLog:
@@ -370,5 +414,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         model=asdict(run.config.model),
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
-        files={},
+        extra={"guard": run.guard.state()},
     )
