@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -183,7 +184,7 @@ class Watchdog:
         """The ranks that give no sign of life, or else those that have left; empty where all are there."""
         try:
             before = within(SECONDS_TO_ANSWER, self.read)
-            threading.Event().wait(BEATS_MISSED * self.interval)
+            self.live_on()
             after = within(SECONDS_TO_ANSWER, self.read)
         except RuntimeError:
             self.store_is_gone = True
@@ -199,6 +200,12 @@ class Watchdog:
             return describe(silent, after, "no sign of life, last heard of in")
         return describe(left, after, "has ended, in")
 
+    def live_on(self) -> None:
+        """Give as many signs of life as another rank may miss."""
+        for _ in range(BEATS_MISSED):
+            time.sleep(self.interval)
+            self.publish(has_left=False)
+
     def ranks_behind(self) -> str:
         """The ranks that have come least far."""
         beats = [beat or Beat(Place(0, 0, "starting"), 0, False) for beat in self.read()]
@@ -209,13 +216,22 @@ class Watchdog:
         return describe(behind, beats, "behind, in")
 
     def say(self, line: str) -> None:
-        """Print a line, if no other rank has said one; where the store is gone, each host says its own."""
+        """Print a line, if no other rank has said one and the rank that it is about has not told why itself; where the
+        store is gone, each host says its own."""
         line = printable(
             f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
         )
         record_failure(line)
-        if is_mine_to_tell(line, of_another_rank=True):
+        try:
+            with self.lock:
+                is_first = self.store.add("said", 1) == 1
+        except RuntimeError:
+            is_first = True
+        if is_first and is_mine_to_tell(line, of_another_rank=True):
             print(line, file=sys.stderr, flush=True)
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            for _ in range(2):  # it holds the store, where the others look for what has been said
+                self.live_on()
 
 
 def describe(ranks: Sequence[int], beats: Sequence[Beat | None], how: str) -> str:

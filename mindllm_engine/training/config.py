@@ -11,7 +11,9 @@ from mindllm_engine.data.shares import check_blocks
 from mindllm_engine.distributed.backend import DistributedConfig
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
+from mindllm_engine.models.activation_memory import ActivationCheckpointing
 from mindllm_engine.optim.optimizer import OptimConfig
+from mindllm_engine.training.profiling import ProfileConfig
 
 # What a 64-bit generator takes, and what 64-bit sample numbers can hold with room for products.
 MAX_SEED = 1 << 63
@@ -88,6 +90,16 @@ class TrainConfig:
     """Steps between checkpoints, besides the last step; 0 for that only."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep; 0 for all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever; 0 for none."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """Keep less for backward and compute it again there, with the same bits: `selective` norms, GeGLU and GELU (of
+    MindLLM-3B's activations three tenths less, for a few per cent of time), `full` whole layers (a seventeenth is left,
+    for a third more arithmetic)."""
+    compile: bool = False
+    """Train with layers compiled by `torch.compile`, attention apart. Evaluation runs as it is."""
+    gc_every: int = 100
+    """Steps between collections of Python's cyclic garbage, at the same step on all ranks; 0 leaves it to Python."""
     tensorboard: bool = True
     """Write the records to `dir`/tensorboard as well."""
     wandb_project: str | None = None
@@ -138,6 +150,8 @@ class RunConfig:
     """Give the same bits in every run on the same machine, where that costs speed (attention's backward, cuBLAS). What
     is ours is deterministic in any case."""
 
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
     def validate(self, world_size: int) -> None:
         """Raises `ConfigError` naming the first key whose value is impossible, alone or with another."""
         self.model.validate()
@@ -151,7 +165,7 @@ class RunConfig:
                     raise ConfigError(
                         f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1"
                     )
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "gc_every"):
             if getattr(self.train, name) < 0:
                 raise ConfigError(f"train.{name}: {getattr(self.train, name)} must not be negative")
         step_unit = self.train.micro_batch_size * world_size
@@ -201,6 +215,16 @@ class RunConfig:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
         if self.optim.master == "bf16_and_bits" and self.train.precision != "bf16":
             raise ConfigError(f"optim.master: bf16_and_bits needs train.precision bf16, got {self.train.precision}")
+        if self.train.compile and self.train.activation_checkpointing == "selective":
+            raise ConfigError(
+                "train.activation_checkpointing: selective does nothing in compiled layers, where the compiler decides "
+                "what to keep; take none or full with train.compile"
+            )
+        if self.optim.offload and self.distributed.backend == "deepspeed":
+            raise ConfigError(
+                "optim.offload: DeepSpeed offloads by distributed.deepspeed_config; leave one of them out"
+            )
+        self.profile.validate(world_size, self.train.steps)
         self.optim.validate()
         self.distributed.validate(world_size)
         self.faults.validate()

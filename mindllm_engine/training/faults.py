@@ -15,7 +15,7 @@ from torch import Tensor
 from mindllm_engine.data.plan import Plan
 from mindllm_engine.distributed.process_group import value_of_rank_0
 from mindllm_engine.errors import MindLLMError
-from mindllm_engine.training.checkpoint import checkpoints, load_checkpoint, load_state, step_of
+from mindllm_engine.training.checkpoint import checkpoints, load_state, step_of
 from mindllm_engine.training.setup import Run
 
 REMEDY = "lower optim.lr, look at the data, or raise faults.sigma if nothing is wrong with it"
@@ -95,6 +95,7 @@ class RollBacks:
     def go_back(self, run: Run) -> None:
         """Load the newest checkpoint from before the skipped steps; `run.step` and `run.next_sample` stay."""
         bad = f"step {run.step}: loss or gradient of {self.in_a_row} steps in a row were not finite or far above normal"
+        run.checkpointer.wait()
         target = value_of_rank_0(newest_before_skips(run) if run.world.is_first else 0)
         if target == 0:
             raise MindLLMError(f"{bad}, and there is no checkpoint from before them; {REMEDY}; or save more often")
@@ -106,10 +107,10 @@ class RollBacks:
                 "delete checkpoints, to start again from an earlier one"
             )
         skipped = run.guard.skipped.clone()
-        checkpoint = next(path for path in checkpoints(run.checkpoint_folder) if step_of(path) == target)
-        state = load_checkpoint(checkpoint, run.config.model, run.backend)
+        checkpoint = next(path for path in checkpoints(run.checkpointer.folder) if step_of(path) == target)
+        state = run.checkpointer.load(checkpoint, run.config.model)
         run.backend.write_state(run.backend.read_state(), run.step)  # updates count as done, as steps do
-        run.guard.load_state(state.guard)
+        run.guard.load_state(state.extra.get("guard", []))
         run.guard.skipped.copy_(skipped)
         if run.metrics is not None and run.progress is not None:
             run.metrics.write({"step": run.step, "rolled_back_to": target, "skipped_steps": int(skipped)})
@@ -120,8 +121,8 @@ def newest_before_skips(run: Run) -> int:
     """The step of the newest checkpoint that was not saved amid skipped steps; 0 where there is none."""
     steps = [
         step_of(path)
-        for path in checkpoints(run.checkpoint_folder)
-        if not (guard := load_state(path).guard) or guard[2] == 0
+        for path in checkpoints(run.checkpointer.folder)
+        if not (guard := load_state(path).extra.get("guard")) or guard[2] == 0
     ]
     return max(steps, default=0)
 

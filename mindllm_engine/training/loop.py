@@ -4,6 +4,7 @@ printed."""
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +14,17 @@ from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.process_group import (
     any_rank,
     environment_world,
-    raise_together,
     start_processes,
     stop_processes,
 )
 from mindllm_engine.distributed.replicas import refuse_different_replicas
-from mindllm_engine.errors import CheckpointError, MindLLMError
+from mindllm_engine.errors import MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
-from mindllm_engine.training.checkpoint import gather_state, save_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.faults import RollBacks
+from mindllm_engine.training.garbage import ManualCollection
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
+from mindllm_engine.training.profiling import StepProfiler
 from mindllm_engine.training.setup import (
     Run,
     build_run,
@@ -32,6 +33,7 @@ from mindllm_engine.training.setup import (
     checkpoint_state,
     open_data,
     refuse_different_data,
+    refuse_mixed_versions,
     select_implementations,
 )
 from mindllm_engine.training.stopping import StopSignal, TimeLimit
@@ -52,18 +54,22 @@ def pretrain(config: RunConfig) -> None:
     run = None
     try:
         world = start_processes(config.distributed.timeout_minutes)
-        with StopSignal() as stop, watchdog.watching(config.distributed.timeout_minutes):
+        watched = watchdog.watching(config.distributed.timeout_minutes)
+        with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
+            refuse_mixed_versions(world)
             refuse_different_data(data, world)
             run = build_run(config, data, checkpoint, world)
-            train(run, stop, started)
+            train(run, stop, started, collection)
     finally:
+        if run is not None:
+            run.checkpointer.close()
         if run is not None and run.progress is not None and run.metrics is not None:
             run.progress.close()
             run.metrics.close()
         stop_processes()
 
 
-def train(run: Run, stop: StopSignal, started: float) -> None:
+def train(run: Run, stop: StopSignal, started: float, collection: ManualCollection) -> None:
     """Steps until the last one, `stop_after`, a signal or the time limit (`started` is by `time.monotonic`); then the
     run is saved."""
     config, faults = run.config.train, run.config.faults
@@ -72,11 +78,17 @@ def train(run: Run, stop: StopSignal, started: float) -> None:
     elif run.progress is not None:
         run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
     roll_backs = RollBacks(run)
+    say = run.progress.say if run.progress is not None else None
+    folder = Path(run.config.run.dir) / "profile"
+    profiler = StepProfiler(run.config.profile, folder, run.world, run.model, run.backend, say)
     limit = TimeLimit(config.time_limit_minutes, started, sum(x.numel() for x in run.model.parameters()))
     stopwatch = Stopwatch()
     while run.step < config.steps:
         roll_backs.before_step(run)
+        profiler.before_step(run.step + 1)
         totals = train_step(run)
+        profiler.after_step(run.step + 1)
+        collection.after_step(run.step + 1)
         stopwatch.count(run.data.plan.tokens_in(run.next_sample, config.global_batch_size))
         run.step += 1
         run.next_sample += config.global_batch_size
@@ -90,15 +102,20 @@ def train(run: Run, stop: StopSignal, started: float) -> None:
         if is_due(run.step, faults.check_replicas_every):
             run.backend.wait_for_parameters()
             refuse_different_replicas(run.model, run.step)
-        stopping = any_rank(stop.requested or limit.is_near()) or run.step == config.stop_after
+        stopping = (
+            any_rank(stop.requested or limit.is_near(run.checkpointer.longest_save)) or run.step == config.stop_after
+        )
         # Amid skipped steps there is nothing new to save, and what is there may be what they come from.
         if last or stopping or (is_due(run.step, config.checkpoint_every) and roll_backs.in_a_row == 0):
-            with limit.saving():
-                refuse_broken_weights(run)
-                save(run)
+            refuse_broken_weights(run)
+            watchdog.mark("saving")
+            run.checkpoint_pause = run.checkpointer.save(checkpoint_state(run))
             stopwatch.restart()
         if stopping:
             break
+    watchdog.mark("waiting for the last checkpoint")
+    run.checkpointer.wait()
+    profiler.close()
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,8 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:
             record[f"loss/{name}"] = nats / count
+    if run.checkpoint_pause is not None:
+        record["checkpoint_pause_seconds"], run.checkpoint_pause = run.checkpoint_pause, None
     run.metrics.write(record)
     run.progress.show(record)
 
@@ -184,24 +203,6 @@ def refuse_broken_weights(run: Run) -> None:
             f"step {run.step}: a weight is not finite; lower optim.lr or look at the data, and go on from the newest "
             "checkpoint, which is from before it"
         )
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint on rank 0. All ranks learn whether it could be written, so that they end together.
-
-    Raises:
-        CheckpointError: it could not.
-    """
-    watchdog.mark("saving")
-    failure = None
-    weights, moments = gather_state(run.backend)
-    if run.world.is_first:
-        try:
-            keep = run.config.train.keep_checkpoints
-            save_checkpoint(run.checkpoint_folder, checkpoint_state(run), weights, moments, keep)
-        except CheckpointError as error:
-            failure = error
-    raise_together(failure, f"step {run.step}: rank 0 could not save the checkpoint")
 
 
 def report_heldout(run: Run) -> None:

@@ -2,8 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 # SIGTERM comes from torchrun, Kubernetes and Slurm; SIGUSR1 where a Slurm script asks for it (--signal=USR1@300).
@@ -38,7 +36,8 @@ class StopSignal:
 
 
 class TimeLimit:
-    """Whether the run must be saved now to end in time: another step and a save, each measured, would no longer fit.
+    """Whether the run must be saved now to end in time: another step and then a save, each measured, would no longer
+    fit.
 
     Args:
         minutes: None for no limit.
@@ -48,24 +47,19 @@ class TimeLimit:
 
     def __init__(self, minutes: float | None, started: float, parameters: int) -> None:
         self.end = None if minutes is None else started + 60 * minutes
-        self.longest_save = SECONDS_A_SAVE + parameters * SECONDS_A_PARAMETER
+        self.guessed_save = SECONDS_A_SAVE + parameters * SECONDS_A_PARAMETER
         self.longest_step = 0.0
-        self.has_saved = False
         self.last_look = time.monotonic()
 
-    def is_near(self) -> bool:
-        """Look at the clock, once after each step, which is all that the loop did since the last look but saving."""
+    def is_near(self, longest_save: float | None) -> bool:
+        """Look at the clock, once after each step.
+
+        Args:
+            longest_save: seconds from the beginning of a save until the checkpoint was in its place; None before the
+                first.
+        """
         now = time.monotonic()
         self.longest_step = max(self.longest_step, now - self.last_look)
         self.last_look = now
-        return self.end is not None and now + ROOM * (self.longest_step + self.longest_save) > self.end
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Measures a save."""
-        start = time.monotonic()
-        yield
-        seconds = time.monotonic() - start
-        self.longest_save = max(self.longest_save, seconds) if self.has_saved else seconds
-        self.has_saved = True
-        self.last_look += seconds
+        save = self.guessed_save if longest_save is None else longest_save
+        return self.end is not None and now + ROOM * (self.longest_step + save) > self.end

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mindllm_engine.errors import CheckpointError, ConfigError
+from mindllm_engine.training.checkpoint import sealed
 from tests.training.tiny_run import losses, records, train_here, write_config, write_tokens
 
 # 21 samples of 32 tokens and 75 of 16: the border lies within the third step, and within a micro-batch of two.
@@ -88,7 +89,7 @@ def test_a_changed_past_is_refused_with_the_difference(tmp_path: Path) -> None:
             train_here(config, *options)
     older = json.loads(saved)
     del older["plan"]["version"]
-    state.write_text(json.dumps(older))
+    state.write_bytes(sealed(older))
     with pytest.raises(CheckpointError, match="version of the addressing was 1 and is 2"):
         train_here(config)
     state.write_text(saved)
