@@ -1,41 +1,37 @@
-"""Checkpoints: what a run needs to go on, in `<run>/checkpoints/step_00000100/`, keyed by parameter name.
+"""Checkpoints as folders: what a run needs to go on, in `<run>/checkpoints/step_00000100/`.
 
-    model.safetensors       fp32 master weights, however the run keeps them (`optim.master`)
-    optimizer.safetensors   first and second moments, `m/<name>` and `v/<name>`, fp32
-    state.json              step, plan, model configuration, and an xxh3 of each file
+    rank_00000.safetensors ...   what each rank held: fp32 parts `master/<parameter>[first:stop]`, `m/...` and `v/...`
+                                 of the flattened parameters, and its random generators
+    index.json                   which part lies in which file at which byte, and an xxh3 of every 16 MiB of the files
+    state.json                   step, plan, model, versions; an xxh3 of each file above, and of itself
 
 A checkpoint is written beside its place and renamed into it, so that a reader never sees half of one and a full disk
-leaves the earlier ones as they were.
+leaves the earlier ones as they were. `checkpoint_storage.py` writes and reads the tensors, and `checkpointer.py` calls
+both.
 """
 
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
-import safetensors
-import safetensors.torch
 import torch
-import torch.distributed as dist
-from torch import Tensor
+import xxhash
 
+from mindllm_engine import __version__
 from mindllm_engine.data.atomic_files import file_hash
-from mindllm_engine.distributed.backend import Backend
-from mindllm_engine.distributed.process_group import all_reduce_sum
 from mindllm_engine.errors import CheckpointError
-from mindllm_engine.models import ModelConfig
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+FORMAT = 2
 
 
 @dataclass
 class CheckpointState:
-    """What state.json holds.
+    """What state.json holds. The loop fills in the first part, `Checkpointer.save` the rest.
 
     Attributes:
         step: optimizer steps done.
@@ -43,7 +39,12 @@ class CheckpointState:
         model: the model's configuration as a dictionary.
         plan: `Plan.state()`.
         tokenizer_hash: of the tokenizer that the data was made with.
-        files: xxh3 of the tensor files, by name.
+        extra: named lists of numbers that come back as the same fp64 bits, NaN and infinities included.
+        updates: of the optimizer (`Backend.updates`).
+        world_size: ranks that wrote it.
+        torch, engine: versions that wrote it.
+        files: xxh3 of the other files, by name.
+        format: of the files; another one is refused.
     """
 
     step: int
@@ -51,70 +52,26 @@ class CheckpointState:
     model: dict[str, Any]
     plan: dict[str, Any]
     tokenizer_hash: str
-    files: dict[str, str]
+    extra: dict[str, list[float]] = field(default_factory=dict)
+    updates: int = 0
+    world_size: int = 1
+    torch: str = torch.__version__
+    engine: str = __version__
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
 
 
-def gather_state(backend: Backend) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The whole optimizer state on every rank."""
-    pieces, state = backend.pieces(), backend.read_state()
-    whole: dict[tuple[str, str], Tensor] = {}
-    for kind, tensors in state.items():
-        for piece, tensor in zip(pieces, tensors, strict=True):
-            flat = whole.setdefault((kind, piece.name), torch.zeros(piece.shape))
-            if backend.saves_state:
-                flat.view(-1)[piece.first : piece.stop] = tensor
-    names: list[Any] = [None] * (dist.get_world_size() if dist.is_initialized() else 1)
-    shapes = {piece.name: piece.shape for piece in pieces}
-    if dist.is_initialized():
-        dist.all_gather_object(names, shapes)
-    else:
-        names = [shapes]
-    for name, shape in sorted({k: v for part in names for k, v in part.items()}.items()):
-        for kind in state:
-            all_reduce_sum(whole.setdefault((kind, name), torch.zeros(shape)))
-    return (
-        {name: x for (kind, name), x in whole.items() if kind == "master"},
-        {f"{kind}/{name}": x for (kind, name), x in whole.items() if kind != "master"},
-    )
+# Folders
 
 
-def save_checkpoint(
-    folder: Path, state: CheckpointState, weights: dict[str, Tensor], moments: dict[str, Tensor], keep: int
-) -> Path:
-    """Write `folder`/step_<step> and delete all but the newest `keep` checkpoints (0 keeps all).
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step_{step:08d}"
 
-    Raises:
-        CheckpointError: it could not be written (a full disk); nothing of it is left, and earlier checkpoints are
-        whole.
-    """
-    final = folder / f"step_{state.step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed while saving
-            shutil.rmtree(leftover)
-        temporary.mkdir()
-        for name, tensors in ((MODEL_FILE, weights.items()), (OPTIMIZER_FILE, moments.items())):
-            safetensors.torch.save_file({key: tensor.cpu().contiguous() for key, tensor in tensors}, temporary / name)
-            state.files[name] = file_hash(temporary / name)
-        (temporary / STATE_FILE).write_bytes(orjson.dumps(asdict(state), option=orjson.OPT_INDENT_2))
-        for path in (*temporary.iterdir(), temporary):
-            flush_to_disk(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        flush_to_disk(folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: cannot save the checkpoint ({error}); free space and run the same command again to go on from "
-            f"{newest_checkpoint(folder) or 'the beginning'}"
-        ) from error
-    if keep > 0:
-        for old in checkpoints(folder)[:-keep]:
-            doomed = folder / f".{old.name}.tmp"  # so that a kill leaves no half of it under its name
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-    return final
+
+def temporary_of(checkpoint: Path) -> Path:
+    """Where a checkpoint lies while it is written or deleted."""
+    return checkpoint.with_name(f".{checkpoint.name}.tmp")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -134,72 +91,141 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+# Writing
+
+
+def begin(checkpoint: Path) -> None:
+    """Make the folder in which `checkpoint` is to be written, and remove what killed processes have left."""
+    folder = checkpoint.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step_*.tmp"):
+        shutil.rmtree(leftover)
+    temporary_of(checkpoint).mkdir()
+
+
+def publish(checkpoint: Path, state: CheckpointState) -> None:
+    """Give a checkpoint, whose other files have reached the disk, its state.json and its name."""
+    temporary = temporary_of(checkpoint)
+    (temporary / STATE_FILE).write_bytes(sealed(asdict(state)))
+    flush_to_disk(temporary / STATE_FILE)
+    flush_to_disk(temporary)
+    if checkpoint.exists():  # of this step already: it gives way at once, and as a whole
+        checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.tmp"))
+    temporary.rename(checkpoint)
+    flush_to_disk(checkpoint.parent)
+
+
+def retire(folder: Path, keep: int, keep_every: int) -> None:
+    """Delete all but the newest `keep` checkpoints (0 keeps all) and those of every `keep_every`-th step (0: none)."""
+    for old in checkpoints(folder)[:-keep] if keep > 0 else []:
+        if keep_every > 0 and step_of(old) % keep_every == 0:
+            continue
+        doomed = temporary_of(old)  # so that a kill leaves no half of it under its name
+        old.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    for aside in folder.glob(".step_*.old.tmp"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sealed(fields: dict[str, Any]) -> bytes:
+    """state.json of these fields, whose last key is an xxh3 of the others."""
+    fields = {name: value for name, value in fields.items() if name != "xxh3"}
+    # JSON has no NaN or infinity: they stand as text there, which `float` reads like any number.
+    fields["extra"] = {
+        name: [number if abs(number) < float("inf") else str(number) for number in map(float, numbers)]
+        for name, numbers in fields.get("extra", {}).items()
+    }
+    digest = xxhash.xxh3_64_hexdigest(orjson.dumps(fields))
+    return orjson.dumps({**fields, "xxh3": digest}, option=orjson.OPT_INDENT_2)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
 def load_state(checkpoint: Path) -> CheckpointState:
     """state.json of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or not what this engine writes.
+        CheckpointError: it is missing, damaged, or not what this release writes.
     """
+    try:
+        return _read_state(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {way_out(checkpoint, read_all=False)}") from error
+
+
+def _read_state(checkpoint: Path) -> CheckpointState:
     path = checkpoint / STATE_FILE
     try:
-        state = CheckpointState(**orjson.loads(path.read_bytes()))
-        types = {"step": int, "next_sample": int, "model": dict, "plan": dict, "tokenizer_hash": str, "files": dict}
-        if not all(isinstance(getattr(state, name), kind) for name, kind in types.items()):
-            raise TypeError("a value of another type")
-        if not {"seed", "sources", "blocks"} <= state.plan.keys() or state.next_sample < 0:
-            raise TypeError("an incomplete plan")
+        fields = orjson.loads(path.read_bytes())
+        version = fields.get("format", 1)
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{checkpoint}: has format {version}, and this release reads {FORMAT} only: use the release that wrote "
+                "it, or choose another run.dir"
+            )
+        # What is as it was written has all the keys, with values of their types.
+        if orjson.loads(sealed(fields))["xxh3"] != fields.pop("xxh3", None):
+            raise ValueError("its xxh3 is another")
+        fields["extra"] = {name: [float(number) for number in numbers] for name, numbers in fields["extra"].items()}
+        state = CheckpointState(**fields)
         if re.fullmatch(r"step_\d+", checkpoint.name) and state.step != step_of(checkpoint):
-            raise TypeError(f"it says step {state.step}")
-    except (OSError, TypeError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this engine, or a damaged one ({error}); "
-            f"delete {checkpoint} to use an earlier one"
-        ) from error
+            raise ValueError(f"it says step {state.step}")
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this engine, or a damaged one ({error})") from error
     return state
 
 
-def load_checkpoint(checkpoint: Path, model: ModelConfig, backend: Backend) -> CheckpointState:
-    """Fill the optimizer's master weights and moments, and the parameters they stand for.
+def verify(checkpoint: Path) -> None:
+    """Read all of a checkpoint and compare it with its checksums.
 
     Raises:
-        CheckpointError: another model's checkpoint, or a damaged one; nothing has been changed then.
+        CheckpointError: naming the first file that is missing, truncated or altered.
     """
-    state = load_state(checkpoint)
-    difference = first_difference(state.model, asdict(model), "model")
-    if difference:
-        raise CheckpointError(f"{checkpoint}: the checkpoint is of another model: {difference}; choose another run.dir")
-    pieces = backend.pieces()
-    like = {piece.name: torch.empty(piece.shape, device="meta") for piece in pieces}
-    weights = read_tensors(checkpoint, MODEL_FILE, state, like)
-    moments = read_tensors(
-        checkpoint, OPTIMIZER_FILE, state, {f"{kind}/{name}": x for kind in "mv" for name, x in like.items()}
-    )
-
-    def parts(tensors: dict[str, Tensor], prefix: str) -> list[Tensor]:
-        return [tensors[prefix + piece.name].flatten()[piece.first : piece.stop] for piece in pieces]
-
-    backend.write_state(
-        {"master": parts(weights, ""), "m": parts(moments, "m/"), "v": parts(moments, "v/")}, state.step
-    )
-    return state
+    for name, expected in _read_state(checkpoint).files.items():
+        verify_file(checkpoint / name, expected)
 
 
-def read_tensors(checkpoint: Path, file: str, state: CheckpointState, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one file, after its hash, names and shapes have been checked against `like`."""
-    path = checkpoint / file
+def verify_file(path: Path, expected: str) -> None:
+    """Raises `CheckpointError` unless the file's xxh3 is the expected one."""
     try:
-        if file_hash(path) != state.files.get(file):
-            raise CheckpointError(
-                f"{path}: damaged: its xxh3 is not the one in {STATE_FILE}; delete {checkpoint} to use an earlier one"
-            )
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); delete {checkpoint} to use an earlier one") from error
-    for name, tensor in like.items():
-        if name not in tensors or tensors[name].shape != tensor.shape:
-            found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise CheckpointError(f"{path}: {name} should be {tuple(tensor.shape)}, found {found}")
-    return tensors
+        actual = file_hash(path)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    if actual != expected:
+        raise CheckpointError(f"{path}: damaged: its xxh3 is not the one in {STATE_FILE}")
+
+
+def cannot_read(path: Path, error: OSError) -> CheckpointError:
+    """What the system said when a file of a checkpoint was read, as the user's error."""
+    missing = isinstance(error, FileNotFoundError)
+    return CheckpointError(f"{path}: missing" if missing else f"{path}: cannot be read ({error.strerror})")
+
+
+def way_out(checkpoint: Path, read_all: bool) -> str:
+    """What a user can do about a damaged checkpoint: which earlier one is whole.
+
+    With `read_all` that one has been read and compared with its checksums; else its files are there.
+    """
+    for earlier in reversed([path for path in checkpoints(checkpoint.parent) if path.name < checkpoint.name]):
+        try:
+            files = _read_state(earlier).files
+            if read_all:
+                verify(earlier)
+            if all((earlier / name).exists() for name in files):
+                return f"delete {checkpoint} to go on from {earlier.name}"
+        except CheckpointError:
+            continue
+    return "there is no earlier one that is whole; restore the file, or start anew in another run.dir"
 
 
 def first_difference(saved: Any, wanted: Any, key: str) -> str | None:
@@ -213,12 +239,3 @@ def first_difference(saved: Any, wanted: Any, key: str) -> str | None:
     if saved != wanted:
         return f"{key} was {saved} and is {wanted}" if not isinstance(saved or wanted, dict) else f"{key} differs"
     return None
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

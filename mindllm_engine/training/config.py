@@ -84,6 +84,8 @@ class TrainConfig:
     """Steps between checkpoints, besides the last step; 0 for that only."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep; 0 for all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever; 0 for none."""
     tensorboard: bool = True
     """Write the records to `dir`/tensorboard as well."""
     wandb_project: str | None = None
@@ -122,7 +124,7 @@ class RunConfig:
                     raise ConfigError(
                         f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1"
                     )
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_every"):
             if getattr(self.train, name) < 0:
                 raise ConfigError(f"train.{name}: {getattr(self.train, name)} must not be negative")
         step_unit = self.train.micro_batch_size * world_size

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from mindllm_engine.distributed.backend import is_not_finite
 from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
-from mindllm_engine.errors import CheckpointError, MindLLMError
+from mindllm_engine.errors import MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
-from mindllm_engine.training.checkpoint import gather_state, save_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
 from mindllm_engine.training.setup import (
@@ -25,6 +24,7 @@ from mindllm_engine.training.setup import (
     checkpoint_state,
     open_data,
     refuse_different_data,
+    refuse_mixed_versions,
     select_implementations,
 )
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
@@ -43,11 +43,14 @@ def pretrain(config: RunConfig) -> None:
     run = None
     try:
         world = start_processes()
+        refuse_mixed_versions(world)
         refuse_different_data(data, world)
         run = build_run(config, data, checkpoint, world)
         with StopSignal() as stop:
             train(run, stop)
     finally:
+        if run is not None:
+            run.checkpointer.close()
         if run is not None and run.progress is not None and run.metrics is not None:
             run.progress.close()
             run.metrics.close()
@@ -76,10 +79,11 @@ def train(run: Run, stop: "StopSignal") -> None:
         stopping = any_rank(stop.requested) or run.step == config.stop_after
         if last or stopping or is_due(run.step, config.checkpoint_every):
             refuse_non_finite(run, totals.grad_norm.item(), largest_weight(run.model))
-            save(run)
+            run.checkpoint_pause = run.checkpointer.save(checkpoint_state(run))
             stopwatch.restart()
         if stopping:
             break
+    run.checkpointer.wait()
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:
             record[f"loss/{name}"] = nats / count
+    if run.checkpoint_pause is not None:
+        record["checkpoint_pause_seconds"], run.checkpoint_pause = run.checkpoint_pause, None
     run.metrics.write(record)
     run.progress.show(record)
 
@@ -167,24 +173,6 @@ def refuse_non_finite(run: Run, *numbers: float) -> None:
             f"step {run.step}: the loss, its gradient or a weight is not finite; lower optim.lr or look at the "
             "data, and go on from the newest checkpoint, which is from before it"
         )
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint on rank 0. All ranks learn whether it could be written, so that they end together.
-
-    Raises:
-        CheckpointError: it could not.
-    """
-    failure = None
-    weights, moments = gather_state(run.backend)
-    if run.world.is_first:
-        try:
-            keep = run.config.train.keep_checkpoints
-            save_checkpoint(run.checkpoint_folder, checkpoint_state(run), weights, moments, keep)
-        except CheckpointError as error:
-            failure = error
-    if any_rank(failure is not None):
-        raise failure or CheckpointError(f"step {run.step}: rank 0 could not save the checkpoint")
 
 
 def report_heldout(run: Run) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from mindllm_engine import __version__
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
 from mindllm_engine.corpus.tokenizer import Tokenizer
@@ -32,7 +34,8 @@ from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.training.checkpoint import CheckpointState, load_checkpoint, load_state, newest_checkpoint
+from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
+from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
@@ -40,6 +43,7 @@ from mindllm_engine.training.throughput import peak_flops
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
 CONFIG_FILE = "config.yaml"
+VERSION_BYTES = 128
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -78,15 +82,14 @@ class Run:
     heldout: list[Batch]
     model: MindLLM | GPTNeo
     backend: Backend
+    checkpointer: Checkpointer
     step: int
     next_sample: int
     peak_flops: float | None
     metrics: MetricsLog | None
     progress: TrainingProgress | None
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return Path(self.config.run.dir) / "checkpoints"
+    checkpoint_pause: float | None = None
+    """Seconds for which the last save held training up, until a record has told."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -274,6 +277,26 @@ def refuse_different_data(data: Data, world: World) -> None:
         raise DataError(f"data.sources: {whose}; give all hosts the same ones (tools/plan_data.py shows a plan's hash)")
 
 
+def refuse_mixed_versions(world: World) -> None:
+    """Compare the versions of PyTorch and of this engine over all ranks.
+
+    Raises:
+        ConfigError: the same on all ranks, if they differ: numbers and messages would, too.
+    """
+    ours = f"torch {torch.__version__}, mindllm_engine {__version__}"
+    text = torch.tensor([*ours.encode()[:VERSION_BYTES].ljust(VERSION_BYTES)], dtype=torch.uint8)
+    texts = [torch.empty_like(text) for _ in range(world.world_size)]
+    if dist.is_initialized():
+        dist.all_gather(texts, text)
+        versions = [bytes(text.tolist()).decode(errors="replace").strip() for text in texts]
+        other = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
+        if other is not None:
+            raise ConfigError(
+                f"mixed versions: rank 0 has {versions[0]}, rank {other} has {versions[other]}; install the same on "
+                "all hosts"
+            )
+
+
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
     dtype = DTYPES[config.train.precision]
@@ -282,7 +305,8 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
     )
     backend = build_backend(config, model, loader, world)
-    state = load_checkpoint(checkpoint, config.model, backend) if checkpoint else None
+    checkpointer = build_checkpointer(config, backend, world)
+    state = checkpointer.load(checkpoint, config.model) if checkpoint else None
     step = state.step if state else 0
     open_run_folder(config, data, world)
     return Run(
@@ -293,6 +317,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         heldout=share_of_heldout(config, data, world),
         model=model,
         backend=backend,
+        checkpointer=checkpointer,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -319,6 +344,18 @@ def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, wo
         model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
     )
     return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
+
+
+def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Checkpointer:
+    """What saves the run, and loads it."""
+    return Checkpointer(
+        Path(config.run.dir) / "checkpoints",
+        backend,
+        world,
+        config.train.keep_checkpoints,
+        config.train.keep_every,
+        config.distributed.timeout_minutes,
+    )
 
 
 def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:
@@ -365,5 +402,4 @@ def checkpoint_state(run: Run) -> CheckpointState:
         model=asdict(run.config.model),
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
-        files={},
     )

@@ -12,14 +12,8 @@ from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
-from mindllm_engine.training.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    first_difference,
-    load_state,
-    newest_checkpoint,
-    read_tensors,
-)
+from mindllm_engine.training.checkpoint import STATE_FILE, first_difference, load_state, newest_checkpoint
+from mindllm_engine.training.checkpoint_storage import Parts, read_alone
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -46,10 +40,14 @@ def load_model(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, Mo
     state = load_state(checkpoint)
     config = model_config(state.model)
     model = config.build(device=device, dtype=torch.float32, seed=0)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensors = read_tensors(checkpoint, MODEL_FILE, state, parameters)
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+    read_alone(
+        checkpoint,
+        state,
+        {
+            f"master/{name}": Parts(parameter.numel(), parameter.dtype, {0: parameter.detach().view(-1)})
+            for name, parameter in model.named_parameters()
+        },
+    )
     return model.eval(), config
 
 

@@ -15,6 +15,7 @@ import safetensors.torch
 import yaml
 
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError, MindLLMError
+from mindllm_engine.training.checkpoint import verify
 from tests.training.tiny_run import command, environment, launch, losses, train_here, write_config, write_tokens
 
 
@@ -186,8 +187,9 @@ def test_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path,
             "--train.log_every", log_every,
         )  # fmt: skip
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        weights = safetensors.torch.load_file(checkpoint / "model.safetensors")
-        assert all(tensor.isfinite().all() for tensor in weights.values())
+        verify(checkpoint)
+        for file in checkpoint.glob("*.safetensors"):
+            assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(file).values())
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from mindllm_engine.optim.flat_parameters import layout
 
 from mindllm_engine.command_line import config_to_yaml, parse_arguments
-from mindllm_engine.optim.flat_parameters import layout
 from mindllm_engine.training.config import RunConfig
 from tests.training.tiny_run import ROOT
 

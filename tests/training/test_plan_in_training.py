@@ -88,7 +88,7 @@ def test_a_changed_past_is_refused_with_the_difference(tmp_path: Path) -> None:
             train_here(config, *options)
     older = json.loads(saved)
     del older["plan"]["version"]
-    state.write_text(json.dumps(older))
+    state.write_bytes(sealed(older))
     with pytest.raises(CheckpointError, match="version of the addressing was 1 and is 2"):
         train_here(config)
     state.write_text(saved)

@@ -149,6 +149,19 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert names == ["step_00000010", "step_00000012"]
 
 
+def test_every_nth_checkpoint_is_kept_for_ever(tmp_path: Path) -> None:
+    train_here(write_config(tmp_path, train__checkpoint_every=2, train__keep_checkpoints=1, train__keep_every=4))
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000008", "step_00000012"]
+
+
+def test_the_pause_of_a_checkpoint_is_recorded(tmp_path: Path) -> None:
+    train_here(write_config(tmp_path, train__checkpoint_every=4))
+    rows = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert [row["step"] for row in rows if "checkpoint_pause_seconds" in row] == [5, 9]
+    assert all(0 < row.get("checkpoint_pause_seconds", 1) < 10 for row in rows)
+
+
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     train_here(config, "--train.stop_after", "4")
@@ -167,10 +180,10 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     train_here(config, "--train.stop_after", "6")
     newest = tmp_path / "run" / "checkpoints" / "step_00000006"
-    content = bytearray((newest / "model.safetensors").read_bytes())
+    content = bytearray((newest / "rank_00000.safetensors").read_bytes())
     content[-5] ^= 1
-    (newest / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step_00000006/model\.safetensors: damaged"):
+    (newest / "rank_00000.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step_00000006/rank_00000\.safetensors: damaged.*from step_00000004"):
         train_here(config)
     for path in newest.iterdir():
         path.unlink()
