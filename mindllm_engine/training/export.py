@@ -12,7 +12,8 @@ from torch import nn
 
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.training.checkpoint import CheckpointState, load_state, way_out
-from mindllm_engine.training.checkpoint_storage import Index, Parts, bytes_of, read_parts, safetensors_header
+from mindllm_engine.training.checkpoint_storage import Index, Parts, read_parts
+from mindllm_engine.training.safetensors_file import bytes_of, safetensors_header
 from mindllm_engine.training.weights import find_checkpoint, model_config
 
 # Elements read at a time: neighbours in the files share blocks, which are read whole.

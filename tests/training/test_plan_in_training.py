@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mindllm_engine.errors import CheckpointError, ConfigError
+from mindllm_engine.training.checkpoint import sealed
 from tests.training.tiny_run import losses, records, train_here, write_config, write_tokens
 
 # 21 samples of 32 tokens and 75 of 16: the border lies within the third step, and within a micro-batch of two.
