@@ -11,16 +11,17 @@ import os
 import re
 import sys
 import time
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mindllm_engine.errors import ConfigError, MindLLMError
+from mindllm_engine import ranks
+from mindllm_engine.errors import ConfigError, MindLLMError, OtherRankError
 
 USER_ERROR_EXIT_CODE = 2
-SECONDS_FOR_RANK_0 = 5.0
 
 Schema = TypeVar("Schema")
 
@@ -28,18 +29,40 @@ Schema = TypeVar("Schema")
 def run_tool(main: Callable[[], None]) -> None:
     """Call `main` and turn a `MindLLMError` into `error: <one line>` and exit code 2.
 
-    Under torchrun the ranks mostly meet the same mistake at the same moment. Rank 0 prints it and leaves, at which
-    torchrun ends the others; they wait for that, and print only what rank 0 did not meet.
+    Under torchrun ranks that meet the same mistake print it once between them, those that meet another one print that
+    too, and those that end because another rank failed stay silent (`ranks.is_mine_to_tell`). Exit codes are the same.
     """
     try:
         main()
     except MindLLMError as error:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(SECONDS_FOR_RANK_0)
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        _tell(f"error: {printable(str(error))}", isinstance(error, OtherRankError))
         sys.exit(USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if _has_other_ranks():
+            ranks.is_mine_to_tell(str(error), of_another_rank=False)  # the traceback tells, and other ranks need not
+            ranks.record_failure("".join(traceback.format_exception(error)))
+            sys.excepthook(type(error), error, error.__traceback__)
+            time.sleep(ranks.SECONDS_TO_STAY)
+            sys.exit(1)
+        raise
+
+
+def _tell(line: str, of_another_rank: bool) -> None:
+    """Print the line, unless another rank does."""
+    if not _has_other_ranks():
+        print(line, file=sys.stderr, flush=True)
+        return
+    if ranks.is_mine_to_tell(line, of_another_rank):
+        print(line, file=sys.stderr, flush=True)
+    ranks.record_failure(line)
+    if not of_another_rank:
+        time.sleep(ranks.SECONDS_TO_STAY)  # torchrun ends all ranks when the first one exits
+
+
+def _has_other_ranks() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def printable(text: str) -> str:

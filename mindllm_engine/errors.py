@@ -20,3 +20,7 @@ class DataError(MindLLMError):
 
 class CheckpointError(MindLLMError):
     """A checkpoint that cannot be written, is damaged, or belongs to another model or plan."""
+
+
+class OtherRankError(MindLLMError):
+    """This rank is sound, and ends because another one has failed, which tells why itself."""

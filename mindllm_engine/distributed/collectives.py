@@ -72,7 +72,7 @@ class Reduction:
         self.work: Any = None
         if groups.shards == 1:
             self.work = self.reduce_across()
-        elif grads.device.type == "cuda" and wire == torch.float32:
+        elif grads.device.type != "cpu" and wire == torch.float32:
             self.work = reduce_scatter(own, grads, group=groups.within, async_op=True)
         else:
             sent = grads.to(wire)
@@ -106,7 +106,7 @@ def sum_rows(rows: Tensor, out: Tensor) -> None:
 
     torch's sum with another dtype, and its addition of bf16 to fp32, are ten times slower on a CPU.
     """
-    if rows.device.type == "cuda":
+    if rows.device.type != "cpu":
         torch.sum(rows, dim=0, dtype=torch.float32, out=out)
         return
     out.copy_(rows[0])

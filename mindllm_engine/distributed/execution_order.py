@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mindllm_engine.distributed.process_group import any_rank, value_of_rank_0
+from mindllm_engine.distributed.process_group import ranks_with_another_value
 from mindllm_engine.errors import ConfigError
 
 
@@ -109,5 +109,5 @@ def refuse_different_orders(order: ExecutionOrder) -> None:
         ConfigError: on all ranks, if some rank's differs.
     """
     ours = zlib.crc32("\n".join(order.forward + order.gradients).encode())
-    if any_rank(value_of_rank_0(ours) != ours):
+    if ranks_with_another_value(ours):
         raise ConfigError("model: the ranks do not run the same network in the same order; give all the same code")

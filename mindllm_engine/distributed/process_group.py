@@ -12,6 +12,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mindllm_engine import ranks
+from mindllm_engine.distributed.rendezvous import join
+from mindllm_engine.errors import ConfigError, MindLLMError, OtherRankError
+
 # glibc's mallopt parameters (malloc.h) and what they are set to, in bytes.
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
@@ -40,18 +44,31 @@ class World:
 
 
 def environment_world() -> World:
-    """Rank, size and device by torchrun's environment variables, without creating a process group."""
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return World(rank, world_size, local_rank, device)
+    """Rank, size and device by torchrun's environment variables, without creating a process group.
+
+    Raises:
+        ConfigError: the variables contradict each other, or this machine has fewer GPUs than processes.
+    """
+    rank, world_size = ranks.rank_and_size()
+    local_rank = ranks.number_in_environment("LOCAL_RANK", 0)
+    if not torch.cuda.is_available():
+        return World(rank, world_size, local_rank, torch.device("cpu"))
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank}, but this host has {torch.cuda.device_count()} GPUs; start as many processes "
+            "(torchrun --nproc-per-node gpu)"
+        )
+    return World(rank, world_size, local_rank, torch.device("cuda", local_rank))
 
 
 def start_processes(timeout_minutes: float = 30.0) -> World:
     """Set up this process's device and join the group of all ranks.
 
-    The group carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
+    The group waits twice the timeout for its own, so that the watchdog, which can say who is behind, comes first. It
+    carries CPU tensors by gloo besides the device's own backend, for flags that must not wait for the device.
+
+    Raises:
+        MindLLMError: not all ranks came together within the timeout, or they run on different software.
     """
     world = environment_world()
     if world.device.type == "cuda":
@@ -59,8 +76,14 @@ def start_processes(timeout_minutes: float = 30.0) -> World:
     else:
         _prepare_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if world.world_size > 1:
-        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store = join(world.rank, world.world_size, world.device, timeout_minutes)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timedelta(minutes=2 * timeout_minutes),
+        )
     return world
 
 
@@ -105,3 +128,24 @@ def value_of_rank_0(value: int) -> int:
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
     return int(tensor.item())
+
+
+def ranks_with_another_value(value: int) -> list[int]:
+    """The ranks whose number (of 63 bits) is not rank 0's, the same list on all of them. Travels as `any_rank`'s flag
+    does."""
+    if not dist.is_initialized():
+        return []
+    values = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    values[dist.get_rank()] = value
+    return (all_reduce_sum(values) != values[0]).nonzero().flatten().tolist()
+
+
+def raise_together(failure: MindLLMError | None, failing: str) -> None:
+    """Raise on all ranks if one has a failure: there its own, elsewhere an `OtherRankError`, which is not printed.
+
+    Args:
+        failure: of this rank, if it has one.
+        failing: what failed, for the other ranks: "rank 0 cannot write to runs/mine".
+    """
+    if any_rank(failure is not None):
+        raise failure or OtherRankError(failing)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.backend import DistributedConfig, StateKind, StepGuard, StepResult
 from mindllm_engine.distributed.collectives import Reduction, begin_all_gather, make_shard_groups
 from mindllm_engine.distributed.execution_order import ExecutionOrder
@@ -74,6 +75,7 @@ class Zero1:
         self.gather_order = list(dict.fromkeys(needed))
         self.gathers: dict[int, dist.Work] = {}
         self.wait_before_modules(model)
+        self.labels = [f"bucket {bucket.index} ({bucket.names[0]} ...)" for bucket in self.layout.buckets]
         self.reducing = False
         self.reductions: list[Reduction] = []
         self.overlap: float | None = 0.0
@@ -121,16 +123,22 @@ class Zero1:
         bucket = self.layout.buckets[index]
         self.gradients_left.append(len(self.names_left))
         if index >= MAX_IN_FLIGHT:
-            self.reductions[index - MAX_IN_FLIGHT].finish_within()
+            self.finish_within(index - MAX_IN_FLIGHT)
+        watchdog.mark(f"reduce-scatter of {self.labels[index]}")
         grads = self.flat.grads[bucket.start : bucket.stop]
         self.reductions.append(Reduction(grads, self.flat.grads[self.slices[index]], self.wire, self.groups))
+
+    def finish_within(self, index: int) -> None:
+        """Wait for the reduce-scatter of a bucket."""
+        watchdog.mark(f"waiting for the reduce-scatter of {self.labels[index]}")
+        self.reductions[index].finish_within()
 
     def finish_reducing(self) -> None:
         """Send what is left (parameters without a gradient hold their bucket back), and wait for all sums."""
         while len(self.reductions) < len(self.layout.buckets):
             self.reduce_next()
-        for reduction in self.reductions[-MAX_IN_FLIGHT:]:
-            reduction.finish_within()
+        for index in range(len(self.reductions))[-MAX_IN_FLIGHT:]:
+            self.finish_within(index)
         for reduction in self.reductions:
             reduction.finish()
         self.reductions = []
@@ -149,6 +157,7 @@ class Zero1:
         self.wait_for_parameters()  # those of modules that this step's forward did not call
         self.finish_reducing()
         square_norm = self.optimizer.square_norm().double() / self.groups.replicas
+        watchdog.mark("all-reduce of the loss and the gradient norm")
         totals = all_reduce_sum(torch.cat((sums, square_norm[None])))  # (3,) nats, supervised tokens, squares
         supervised = totals[1].clamp(min=1)
         loss = (totals[0] / supervised).float()
@@ -186,6 +195,7 @@ class Zero1:
         for index in buckets:
             work = self.gathers.pop(index, None)
             if work is not None:
+                watchdog.mark(f"waiting for the all-gather of {self.labels[index]}")
                 work.wait()
 
     def wait_for_parameters(self) -> None:

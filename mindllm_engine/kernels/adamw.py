@@ -6,6 +6,9 @@ bf16 parameters, 28 with a bf16 gradient. Bound by memory bandwidth; one launch,
 
 The master may be split: its upper half is the bf16 parameter itself, and 16 extra bits hold the rest. That takes 2
 bytes an element less of memory, and 2 less of traffic.
+
+A gradient scale of NaN says that this step is to be skipped: nothing else is read then and nothing is written, and the
+host need not know what the device has decided.
 """
 
 from functools import cache
@@ -50,7 +53,8 @@ def adamw(
         decayed: elements [0, decayed) decay, the rest do not.
         eps: 0 makes an element NaN whose gradients were all 0, as in torch.
         step: updates so far, this one included (1 at the first), for the bias correction.
-        grad_scale: () fp32 on the same device: what the gradient is multiplied by (normalisation and clipping).
+        grad_scale: () fp32 on the same device: what the gradient is multiplied by (normalisation and clipping). NaN
+            leaves `param`, `master`, `m` and `v` as they are, bit for bit.
 
     Raises ValueError for slices that do not fit together.
     """
@@ -133,8 +137,14 @@ def _reference(
     eps: float,
 ) -> None:
     split = master.dtype == torch.int16
+    is_skipped = grad_scale.isnan()
+    on_cpu = param.device.type == "cpu"
+    if on_cpu and is_skipped:
+        return
     for start in range(0, param.numel(), CHUNK):
         part = slice(start, start + CHUNK)
+        # The host would have to wait for a GPU to learn whether the step is skipped: there what was is put back.
+        before = [] if on_cpu else [x[part].clone() for x in (param, master, m, v)]
         g = grad[part].float() * grad_scale
         m[part].lerp_(g, 1 - beta1)
         v[part].mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -146,6 +156,8 @@ def _reference(
             param[part], master[part] = split_master(weights)
         else:
             param[part].copy_(weights)
+        for x, old in zip((param, master, m, v), before, strict=False):
+            x[part] = torch.where(is_skipped, old, x[part])
 
 
 def _run(
@@ -203,7 +215,11 @@ def _adamw_kernel(
     offsets = tl.max_contiguous(offsets, 4)
     # 0 at the elements that do not decay.
     decays = tl.where(offsets < decayed, decay, 0.0)
-    if (tl.program_id(0).to(tl.int64) + 1) * BLOCK <= elements:
+    # Where the step is skipped no element is inside. A flag beside the mask would take registers instead; the programs
+    # in flight are enough to hide this load before the others.
+    grad_scale = tl.load(grad_scale_ptr)
+    written = tl.where(grad_scale == grad_scale, elements, 0)
+    if (tl.program_id(0).to(tl.int64) + 1) * BLOCK <= written:
         # Without a mask, accesses are of 128 bits whatever the number of elements.
         _update(
             param_ptr + offsets,
@@ -211,7 +227,7 @@ def _adamw_kernel(
             grad_ptr + offsets,
             m_ptr + offsets,
             v_ptr + offsets,
-            grad_scale_ptr,
+            grad_scale,
             None,
             decays,
             step_size,
@@ -228,8 +244,8 @@ def _adamw_kernel(
             grad_ptr + offsets,
             m_ptr + offsets,
             v_ptr + offsets,
-            grad_scale_ptr,
-            offsets < elements,
+            grad_scale,
+            offsets < written,
             decays,
             step_size,
             inverse_root_correction,
@@ -247,7 +263,7 @@ def _update(
     grad_ptrs,
     m_ptrs,
     v_ptrs,
-    grad_scale_ptr,
+    grad_scale,
     inside,
     decays,
     step_size,
@@ -265,7 +281,7 @@ def _update(
         weights = _join(upper, tl.load(master_ptrs, mask=inside))
     else:
         weights = tl.load(master_ptrs, mask=inside)
-    g = grad.to(tl.float32) * tl.load(grad_scale_ptr)
+    g = grad.to(tl.float32) * grad_scale
     m = BETA1 * m + (1 - BETA1) * g
     v = BETA2 * v + (1 - BETA2) * (g * g)
     # Decay as a difference: 1 - decay would keep few of decay's digits in fp32.

@@ -5,6 +5,7 @@ in kernels/attention_reference.py.
 """
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -71,6 +72,8 @@ def attention(
     Raises ValueError for a window that is not causal, heads that do not divide, offsets that do not end at the tokens,
     or a sequence with fewer keys than queries; ConfigError where the pinned backend does not serve the call.
     """
+    if _untraced is not None and torch.compiler.is_compiling():
+        return _untraced(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=window, scale=scale)
     heads, kv_heads = q.shape[1], k.shape[1]
     if window[1] != 0 or window[0] < -1:
         raise ValueError(f"attention is causal: its window is (left, 0) with left >= -1, got {window}")
@@ -99,6 +102,16 @@ def attention(
         case.deterministic,
     )
     return _RUN[backend](q, k, v, pack)
+
+
+_untraced: Callable[..., Tensor] | None = None
+
+
+def end_graphs_before_attention() -> None:
+    """From now on `torch.compile` calls `attention` between two graphs and does not look into it: its course depends on
+    the offsets' values, which differ from batch to batch, and each would be compiled anew."""
+    global _untraced
+    _untraced = torch.compiler.disable(attention)
 
 
 class _Offsets(NamedTuple):

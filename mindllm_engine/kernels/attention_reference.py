@@ -9,9 +9,9 @@ Blocks are rounded up to whole `ROW_STEP`s and run on into the rows of the next 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,16 @@ def reference_attention(
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, beyond)) for x in (q, k, v))
     out = _Attention.apply(q, k, v, blocks, left, scale)
     return out[: offsets[-1]]
+
+
+def kept_elements(lengths: Sequence[int], heads: int, head_dim: int, left: int) -> int:
+    """Elements that `reference_attention` keeps for the backward of packed sequences of these lengths without a cache:
+    q, k, v, the output and the probabilities."""
+    offsets = [0, *accumulate(lengths)]
+    blocks = list(_query_blocks(offsets, offsets, left, ROW_STEP))
+    rows = max([offsets[-1], *(block.queries.stop for block in blocks)])
+    squares = sum((block.queries.stop - block.queries.start) * (block.keys.stop - block.keys.start) for block in blocks)
+    return heads * (4 * rows * head_dim + squares)
 
 
 class _Block(NamedTuple):

@@ -4,6 +4,8 @@ One choice for the whole process, made by the config key `kernels`; every public
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal
 
@@ -39,9 +41,23 @@ def selected_kernels() -> KernelChoice:
     return _choice
 
 
+@contextmanager
+def kernels_on_meta() -> Iterator[None]:
+    """Within, operators on meta tensors take the path of their Triton kernels, where `launch` runs nothing: the shapes
+    and the allocations of a GPU, without one."""
+    global _choice
+    before, _choice = _choice, "triton"
+    try:
+        yield
+    finally:
+        _choice = before
+
+
 def use_triton(x: Tensor) -> bool:
     """Whether an operator on `x` runs its Triton kernels."""
-    return _choice == "triton" or (x.is_cuda and _choice == "auto")
+    if _choice == "triton":
+        return not x.is_cpu or interpreted()  # beside a GPU, what is offloaded lies on the CPU
+    return x.is_cuda and _choice == "auto"
 
 
 def interpreted() -> bool:

@@ -62,11 +62,17 @@ def bias_gelu(x: Tensor, bias: Tensor, *, overwrite: bool = False) -> Tensor:
 
 
 class _BiasGELU(torch.autograd.Function):
+    again_output = 0
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, overwrite: bool, into: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, bias)
         ctx.overwrite, ctx.into = overwrite, into
         return _forward_operator(x, bias)
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        return _forward_operator(*ctx.saved_tensors)
 
     @staticmethod
     @once_differentiable

@@ -69,6 +69,8 @@ def embedding_norm(tokens: Tensor, table: Tensor, weight: Tensor, eps: float) ->
 
 
 class _EmbeddingNorm(torch.autograd.Function):
+    again_output = 0
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -81,8 +83,13 @@ class _EmbeddingNorm(torch.autograd.Function):
     ) -> Tensor:
         y, rstd = _forward_operator(tokens, table, weight, eps)
         ctx.save_for_backward(tokens, table, weight, rstd)
-        ctx.table_into, ctx.weight_into = table_into, weight_into
+        ctx.eps, ctx.table_into, ctx.weight_into = eps, table_into, weight_into
         return y
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        tokens, table, weight, _ = ctx.saved_tensors
+        return _forward_operator(tokens, table, weight, ctx.eps)[0]
 
     @staticmethod
     @once_differentiable

@@ -70,15 +70,17 @@ def geglu_split(gate: Tensor, up: Tensor, approximate: str = "tanh", *, overwrit
 
 
 class _GeGLU(torch.autograd.Function):
+    again_output = 0
+
     @staticmethod
     def forward(ctx: Any, approximate: str, overwrite: bool, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
         ctx.approximate, ctx.overwrite, ctx.triton = approximate, overwrite, use_triton(parts[0])
-        if ctx.triton:
-            return _forward_operator(parts, approximate)
-        out = _allocate_forward(parts, approximate)
-        _reference_forward(*_gate_and_up(parts), out, approximate)
-        return out
+        return _compute(parts, approximate, ctx.triton)
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        return _compute(ctx.saved_tensors, ctx.approximate, ctx.triton)
 
     @staticmethod
     @once_differentiable
@@ -95,6 +97,14 @@ class _GeGLU(torch.autograd.Function):
 
 
 _apply_geglu = differentiable(_GeGLU)
+
+
+def _compute(parts: Sequence[Tensor], approximate: str, triton: bool) -> Tensor:
+    if triton:
+        return _forward_operator(parts, approximate)
+    out = _allocate_forward(parts, approximate)
+    _reference_forward(*_gate_and_up(parts), out, approximate)
+    return out
 
 
 def _gate_and_up(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

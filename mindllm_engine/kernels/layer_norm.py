@@ -83,7 +83,35 @@ def _check_width(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), eps)
+    output: Tensor = _Reference.apply(x, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return output
+
+
+class _Reference(torch.autograd.Function):
+    """torch's own operator, with an output that can be computed again (its own node does not say `eps`)."""
+
+    again_output = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        x, weight, bias, _, _ = ctx.saved_tensors
+        return F.layer_norm(x, weight.shape, weight, bias, ctx.eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[:3])
+        return *torch.ops.aten.native_layer_norm_backward(
+            grad_y, x, weight.shape, mean, rstd, weight, bias, needed
+        ), None
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -109,6 +137,8 @@ class _LayerNorm(torch.autograd.Function):
 
 
 class _ResidualLayerNorm(torch.autograd.Function):
+    again_output = 1
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -122,9 +152,15 @@ class _ResidualLayerNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total, y, statistics = _residual_forward_operator(x, f, weight, bias, eps)
         ctx.save_for_backward(total, weight, bias, statistics)
-        ctx.weight_into, ctx.bias_into = weight_into, bias_into
+        ctx.eps, ctx.weight_into, ctx.bias_into = eps, weight_into, bias_into
         ctx.set_materialize_grads(False)
         return total, y
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        """The norm alone, of the sum as it was rounded: the same arithmetic on the same tile of a row."""
+        total, weight, bias, _ = ctx.saved_tensors
+        return _forward_operator(total, weight, bias, ctx.eps)[0]
 
     @staticmethod
     @once_differentiable

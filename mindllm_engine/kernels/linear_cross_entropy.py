@@ -250,6 +250,12 @@ def _allocate_forward(
     return losses, grad_hidden, torch.empty(weight.shape if wants_weight else 0, dtype=wide, device=device)
 
 
+def scratch_shape(tokens: int, vocab: int) -> tuple[int, int]:
+    """Rows and columns of the kernels' scratch: the logits of a chunk, in the dtype of `hidden`."""
+    chunk = max(SMALLEST_CHUNK, tokens // CHUNK_SHARE // CHUNK_TILE * CHUNK_TILE)
+    return min(chunk, tokens), -(-vocab // ROW_ELEMENTS) * ROW_ELEMENTS
+
+
 def _run_chunks(
     hidden: Tensor,
     weight: Tensor,
@@ -265,9 +271,8 @@ def _run_chunks(
     """Write `losses` (T,) and `grad_hidden` (T, D); add `grad_scale * dlogits.T @ weighted_hidden` to `grad_weight`."""
     hidden, weight, weighted_hidden = as_rows(hidden), as_rows(weight), as_rows(weighted_hidden)
     tokens, vocab = hidden.shape[0], weight.shape[0]
-    chunk = max(SMALLEST_CHUNK, tokens // CHUNK_SHARE // CHUNK_TILE * CHUNK_TILE)
-    columns = -(-vocab // ROW_ELEMENTS) * ROW_ELEMENTS
-    scratch = torch.empty(min(chunk, tokens), columns, dtype=hidden.dtype, device=hidden.device)
+    chunk, columns = scratch_shape(tokens, vocab)
+    scratch = torch.empty(chunk, columns, dtype=hidden.dtype, device=hidden.device)
     write_gradients = grad_hidden is not None or grad_weight is not None
     for part in row_blocks(tokens, chunk):
         rows = scratch[: part.stop - part.start]

@@ -81,9 +81,17 @@ def deepnorm_residual_and_sum(
     if x.shape != f.shape or x.dtype != f.dtype:
         raise ValueError(f"x and f must agree, got {tuple(x.shape)} {x.dtype} and {tuple(f.shape)} {f.dtype}")
     if not use_triton(x):
-        total = torch.add(f, x, alpha=alpha)
+        total = _scaled_sum(x, f, alpha)
         return _Reference.apply(total, weight, eps, round_before_weight), total
     return _apply_deepnorm_residual(x, f, weight, alpha, eps, round_before_weight, main_grad(weight))
+
+
+def _scaled_sum(x: Tensor, f: Tensor, alpha: float) -> Tensor:
+    """`alpha * x + f`, rounded once."""
+    if torch.compiler.is_compiling():  # Inductor makes of `mm + alpha * x` an addmm without alpha (pytorch#167313)
+        wide = statistics_dtype(x.dtype)
+        return (x.to(wide) * alpha + f.to(wide)).to(x.dtype)
+    return torch.add(f, x, alpha=alpha)
 
 
 def _check_width(x: Tensor, weight: Tensor) -> None:
@@ -94,27 +102,19 @@ def _check_width(x: Tensor, weight: Tensor) -> None:
 class _Reference(torch.autograd.Function):
     """The mathematics in PyTorch, a block of rows at a time: each tensor passes through memory once."""
 
+    again_output = 0
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (rows, width)
-        wide = statistics_dtype(x.dtype)
-        w = weight.to(wide)
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        y_rows = y.view(rows.shape)
-        rstd = torch.empty(rows.shape[0], 1, dtype=wide, device=x.device)
-        block = rows_per_block(rows.shape[0], rows.shape[1], x.device)
-        scratch = torch.empty(2, block, rows.shape[1], dtype=wide, device=x.device)
-        for part in row_blocks(rows.shape[0], block):
-            x_wide, square = scratch[:, : part.stop - part.start]
-            x_wide.copy_(rows[part])
-            torch.mul(x_wide, x_wide, out=square)
-            rstd[part] = square.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-            x_wide.mul_(rstd[part])
-            if round_before_weight:
-                x_wide.copy_(x_wide.to(x.dtype))
-            y_rows[part] = x_wide.mul_(w)
+        y, rstd = _reference_forward(x, weight, eps, round_before_weight)
         ctx.save_for_backward(x, weight, rstd)
+        ctx.options = eps, round_before_weight
         return y
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        x, weight, _ = ctx.saved_tensors
+        return _reference_forward(x, weight, *ctx.options)[0]
 
     @staticmethod
     @once_differentiable
@@ -140,15 +140,44 @@ class _Reference(torch.autograd.Function):
         return grad_x, grad_weight.to(weight.dtype), None, None
 
 
+def _reference_forward(x: Tensor, weight: Tensor, eps: float, round_before_weight: bool) -> tuple[Tensor, Tensor]:
+    """y, and 1 / rms of each row, (rows, 1)."""
+    rows = x.reshape(-1, x.shape[-1])  # (rows, width)
+    wide = statistics_dtype(x.dtype)
+    w = weight.to(wide)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y_rows = y.view(rows.shape)
+    rstd = torch.empty(rows.shape[0], 1, dtype=wide, device=x.device)
+    block = rows_per_block(rows.shape[0], rows.shape[1], x.device)
+    scratch = torch.empty(2, block, rows.shape[1], dtype=wide, device=x.device)
+    for part in row_blocks(rows.shape[0], block):
+        x_wide, square = scratch[:, : part.stop - part.start]
+        x_wide.copy_(rows[part])
+        torch.mul(x_wide, x_wide, out=square)
+        rstd[part] = square.mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        x_wide.mul_(rstd[part])
+        if round_before_weight:
+            x_wide.copy_(x_wide.to(x.dtype))
+        y_rows[part] = x_wide.mul_(w)
+    return y, rstd
+
+
 class _RMSNorm(torch.autograd.Function):
+    again_output = 0
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, eps: float, round_before_weight: bool, into: Tensor | None
     ) -> Tensor:
         y, rstd = _forward_operator(x, weight, eps, round_before_weight)
         ctx.save_for_backward(x, weight, rstd)
-        ctx.into = into
+        ctx.options, ctx.into = (eps, round_before_weight), into
         return y
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        x, weight, _ = ctx.saved_tensors
+        return _forward_operator(x, weight, *ctx.options)[0]
 
     @staticmethod
     @once_differentiable
@@ -159,6 +188,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _DeepNormResidual(torch.autograd.Function):
+    again_output = 0
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -172,9 +203,15 @@ class _DeepNormResidual(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         y, total, rstd = _residual_forward_operator(x, f, weight, alpha, eps, round_before_weight)
         ctx.save_for_backward(total, weight, rstd)
-        ctx.alpha, ctx.into = alpha, into
+        ctx.alpha, ctx.options, ctx.into = alpha, (eps, round_before_weight), into
         ctx.set_materialize_grads(False)
         return y, total
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        """The norm alone, of the sum as it was rounded: the same arithmetic on the same tile of a row."""
+        total, weight, _ = ctx.saved_tensors
+        return _forward_operator(total, weight, *ctx.options)[0]
 
     @staticmethod
     @once_differentiable

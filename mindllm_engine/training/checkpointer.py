@@ -58,6 +58,9 @@ class Checkpointer:
         keep: newest ones kept; 0 for all.
         keep_every: those of every so many steps are kept for ever; 0 for none.
         timeout_minutes: how long a rank may keep the others waiting for its part of a checkpoint.
+
+    Attributes:
+        longest_save: seconds that a save has taken in the background; None before the first is done.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Checkpointer:
         self.writer = ShardWriter(world.rank, keep, keep_every)
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.longest_save: float | None = None
 
     def allocate(self) -> State:
         """Room for the state of this rank's pieces on the host, from which and to which a GPU copies at full speed."""
@@ -120,6 +124,7 @@ class Checkpointer:
 
     def write(self, parts: dict[str, Parts], state: CheckpointState) -> None:
         """What the thread does; leaves in `error` what went wrong on any rank, on all of them."""
+        start = time.perf_counter()
         self.writer.checkpoint, self.writer.state = checkpoint_of(self.folder, state.step), state
         try:
             dcp.save(
@@ -129,6 +134,7 @@ class Checkpointer:
                 process_group=self.group,
                 no_dist=self.group is None,
             )
+            self.longest_save = max(self.longest_save or 0.0, time.perf_counter() - start)
         except CheckpointException as failure:
             self.error = self.cannot_save(first_failure(failure))
         except Exception as error:  # the group itself has failed

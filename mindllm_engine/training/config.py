@@ -1,5 +1,6 @@
 """The configuration of a run: the one schema of `tools/pretrain.py`, and the checks that need no data."""
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,9 @@ from mindllm_engine.data.shares import check_blocks
 from mindllm_engine.distributed.backend import DistributedConfig
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
+from mindllm_engine.models.activation_memory import ActivationCheckpointing
 from mindllm_engine.optim.optimizer import OptimConfig
+from mindllm_engine.training.profiling import ProfileConfig
 
 # What a 64-bit generator takes, and what 64-bit sample numbers can hold with room for products.
 MAX_SEED = 1 << 63
@@ -72,6 +75,9 @@ class TrainConfig:
     """Samples a rank takes through the network at a time."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision: bf16 (weights and activations, with fp32 master weights, gradients and statistics) or fp32."""
+    time_limit_minutes: float | None = None
+    """Save and end, as on SIGTERM, before this process has run for so long; room is left for a step and the save, as
+    long as they have taken so far. The same command goes on from there."""
     stop_after: int | None = None
     """Save and end after this step, as a wall-clock limit would; the schedule is not shortened."""
     log_every: int = 1
@@ -86,10 +92,42 @@ class TrainConfig:
     """How many of the newest checkpoints to keep; 0 for all."""
     keep_every: int = 0
     """Checkpoints of steps that are multiples of this are kept for ever; 0 for none."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """Keep less for backward and compute it again there, with the same bits: `selective` norms, GeGLU and GELU (of
+    MindLLM-3B's activations three tenths less, for a few per cent of time), `full` whole layers (a seventeenth is left,
+    for a third more arithmetic)."""
+    compile: bool = False
+    """Train with layers compiled by `torch.compile`, attention apart. Evaluation runs as it is."""
+    gc_every: int = 100
+    """Steps between collections of Python's cyclic garbage, at the same step on all ranks; 0 leaves it to Python."""
     tensorboard: bool = True
     """Write the records to `dir`/tensorboard as well."""
     wandb_project: str | None = None
     """Write them to this Weights & Biases project as well (needs the extra `[wandb]`)."""
+
+
+@dataclass
+class FaultsConfig:
+    """What a run survives by itself: bad steps, and weights that differ among ranks."""
+
+    sigma: float = 6.0
+    """A step whose loss or gradient norm lies more than this many standard deviations above the mean of the last 128
+    accepted ones is skipped: weights and moments stay as they are. 0 skips only what is not finite."""
+    roll_back_after: int = 5
+    """After so many skipped steps in a row the newest checkpoint from before them is loaded again, and the run goes on
+    with the data that follows; 0 never does."""
+    max_roll_backs: int = 3
+    """How often a run may go back to the same checkpoint before it ends with an error."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of all ranks' weights by hash, which end the run where they differ; 0 for none."""
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the first impossible value."""
+        if not 0 <= self.sigma < math.inf:
+            raise ConfigError(f"faults.sigma: {self.sigma} must be a finite number of at least 0")
+        for name in ("roll_back_after", "max_roll_backs", "check_replicas_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"faults.{name}: {getattr(self, name)} must not be negative")
 
 
 @dataclass
@@ -102,6 +140,7 @@ class RunConfig:
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     corpus: CorpusConfig | None = None
     kernels: Literal["auto", "triton", "reference"] = "auto"
     """What operators run on: Triton kernels, or their PyTorch references; `auto` is Triton on a GPU."""
@@ -110,6 +149,9 @@ class RunConfig:
     deterministic: bool = False
     """Give the same bits in every run on the same machine, where that costs speed (attention's backward, cuBLAS). What
     is ours is deterministic in any case."""
+
+    profile: ProfileConfig | None = None
+    """Trace some steps; empty for none."""
 
     def validate(self, world_size: int) -> None:
         """Raises `ConfigError` naming the first key whose value is impossible, alone or with another."""
@@ -124,7 +166,7 @@ class RunConfig:
                     raise ConfigError(
                         f"{'data' if section is self.data else 'train'}.{name}: {value} must be at least 1"
                     )
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_every"):
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "gc_every"):
             if getattr(self.train, name) < 0:
                 raise ConfigError(f"train.{name}: {getattr(self.train, name)} must not be negative")
         step_unit = self.train.micro_batch_size * world_size
@@ -174,8 +216,18 @@ class RunConfig:
             raise ConfigError(f"data.heldout: {unknown[0]} is not one of data.sources")
         if self.optim.master == "bf16_and_bits" and self.train.precision != "bf16":
             raise ConfigError(f"optim.master: bf16_and_bits needs train.precision bf16, got {self.train.precision}")
+        if self.train.compile and self.train.activation_checkpointing == "selective":
+            raise ConfigError(
+                "train.activation_checkpointing: selective does nothing in compiled layers, where the compiler decides "
+                "what to keep; take none or full with train.compile"
+            )
+        if self.profile is not None:
+            self.profile.validate(world_size, self.train.steps)
         self.optim.validate()
         self.distributed.validate(world_size)
+        self.faults.validate()
+        if self.train.time_limit_minutes is not None and not 0 < self.train.time_limit_minutes < math.inf:
+            raise ConfigError(f"train.time_limit_minutes: {self.train.time_limit_minutes} must be above 0")
 
     def validate_corpus(self, corpus: CorpusConfig) -> None:
         """What would be found wrong only after the text has been tokenised."""

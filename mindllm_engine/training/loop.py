@@ -2,20 +2,29 @@
 printed."""
 
 import math
-import signal
+import time
 from dataclasses import dataclass
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mindllm_engine.distributed.backend import is_not_finite
-from mindllm_engine.distributed.process_group import any_rank, environment_world, start_processes, stop_processes
+from mindllm_engine.distributed import watchdog
+from mindllm_engine.distributed.process_group import (
+    any_rank,
+    environment_world,
+    start_processes,
+    stop_processes,
+)
+from mindllm_engine.distributed.replicas import refuse_different_replicas
 from mindllm_engine.errors import MindLLMError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.faults import RollBacks
+from mindllm_engine.training.garbage import ManualCollection
 from mindllm_engine.training.losses import SourceLosses, heldout_losses
+from mindllm_engine.training.profiling import StepProfiler
 from mindllm_engine.training.setup import (
     Run,
     build_run,
@@ -27,6 +36,7 @@ from mindllm_engine.training.setup import (
     refuse_mixed_versions,
     select_implementations,
 )
+from mindllm_engine.training.stopping import StopSignal, TimeLimit
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
 
 
@@ -36,18 +46,20 @@ def pretrain(config: RunConfig) -> None:
     Raises:
         MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
     """
+    started = time.monotonic()
     check_before_data(config, environment_world().world_size)
     select_implementations(config)
     data = open_data(config)
     checkpoint = check_run_folder(config, data)
     run = None
     try:
-        world = start_processes()
-        refuse_mixed_versions(world)
-        refuse_different_data(data, world)
-        run = build_run(config, data, checkpoint, world)
-        with StopSignal() as stop:
-            train(run, stop)
+        world = start_processes(config.distributed.timeout_minutes)
+        watched = watchdog.watching(config.distributed.timeout_minutes)
+        with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
+            refuse_mixed_versions(world)
+            refuse_different_data(data, world)
+            run = build_run(config, data, checkpoint, world)
+            train(run, stop, started, collection)
     finally:
         if run is not None:
             run.checkpointer.close()
@@ -57,16 +69,26 @@ def pretrain(config: RunConfig) -> None:
         stop_processes()
 
 
-def train(run: Run, stop: "StopSignal") -> None:
-    """Steps until the last one, `stop_after`, or SIGTERM; then the run is saved."""
-    config = run.config.train
+def train(run: Run, stop: StopSignal, started: float, collection: ManualCollection) -> None:
+    """Steps until the last one, `stop_after`, a signal or the time limit (`started` is by `time.monotonic`); then the
+    run is saved."""
+    config, faults = run.config.train, run.config.faults
     if run.step == 0:
         report_heldout(run)
     elif run.progress is not None:
         run.progress.say(f"{run.config.run.dir} goes on from step {run.step} of {config.steps}")
+    roll_backs = RollBacks(run)
+    say = run.progress.say if run.progress is not None else None
+    folder = Path(run.config.run.dir) / "profile"
+    profiler = StepProfiler(run.config.profile, folder, run.world, run.model, run.backend, say)
+    limit = TimeLimit(config.time_limit_minutes, started, sum(x.numel() for x in run.model.parameters()))
     stopwatch = Stopwatch()
     while run.step < config.steps:
+        roll_backs.before_step(run)
+        profiler.before_step(run.step + 1)
         totals = train_step(run)
+        profiler.after_step(run.step + 1)
+        collection.after_step(run.step + 1)
         stopwatch.count(run.data.plan.tokens_in(run.next_sample, config.global_batch_size))
         run.step += 1
         run.next_sample += config.global_batch_size
@@ -76,14 +98,24 @@ def train(run: Run, stop: "StopSignal") -> None:
         if last or is_due(run.step, config.eval_every):
             report_heldout(run)
             stopwatch.restart()
-        stopping = any_rank(stop.requested) or run.step == config.stop_after
-        if last or stopping or is_due(run.step, config.checkpoint_every):
-            refuse_non_finite(run, totals.grad_norm.item(), largest_weight(run.model))
+        roll_backs.after_step(run)
+        if is_due(run.step, faults.check_replicas_every):
+            run.backend.wait_for_parameters()
+            refuse_different_replicas(run.model, run.step)
+        stopping = (
+            any_rank(stop.requested or limit.is_near(run.checkpointer.longest_save)) or run.step == config.stop_after
+        )
+        # Amid skipped steps there is nothing new to save, and what is there may be what they come from.
+        if last or stopping or (is_due(run.step, config.checkpoint_every) and roll_backs.in_a_row == 0):
+            refuse_broken_weights(run)
+            watchdog.mark("saving")
             run.checkpoint_pause = run.checkpointer.save(checkpoint_state(run))
             stopwatch.restart()
         if stopping:
             break
+    watchdog.mark("waiting for the last checkpoint")
     run.checkpointer.wait()
+    profiler.close()
 
 
 @dataclass(frozen=True)
@@ -107,36 +139,31 @@ def train_step(run: Run) -> StepTotals:
     grad_accum_steps = batch_size // (config.train.micro_batch_size * run.world.world_size)
     losses = SourceLosses(len(run.data.sources), run.world.device)
     micro_batches = run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size)
+    watchdog.begin_step(run.step + 1)
     for number, batch in enumerate(micro_batches, start=1):
+        watchdog.mark("forward")
         batch = batch.to(run.world.device)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
         token_losses = run.model(
             batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / batch_tokens
         )  # (T,)
         losses.add(batch, token_losses)
+        watchdog.mark("backward")
         run.backend.backward(token_losses.sum() / batch_tokens, last=number == grad_accum_steps)
+        watchdog.mark("data")
     rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
-    result = run.backend.step(rate, batch_tokens, losses.totals(), is_not_finite)
+    watchdog.mark("update")
+    result = run.backend.step(rate, batch_tokens, losses.totals(), run.guard)
     return StepTotals(losses, result.grad_norm, rate)
 
 
-@torch.no_grad()
-def largest_weight(model: nn.Module) -> float:
-    """The largest magnitude of all weights; NaN where one is. Waits for the device."""
-    return torch.stack([parameter.abs().max() for parameter in model.parameters()]).max().item()
-
-
 def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
-    """Write the record of the step just done. Waits for the device.
-
-    Raises:
-        MindLLMError: the loss or the gradient is not finite.
-    """
+    """Write the record of the step just done. Waits for the device."""
+    watchdog.mark("reporting")
     by_source = totals.losses.over_all_ranks()
     grad_norm = totals.grad_norm.item()
     tokens_per_second = stopwatch.restart()
     loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
-    refuse_non_finite(run, loss, grad_norm)
     if run.metrics is None or run.progress is None:
         return
     plan, batch_size = run.data.plan, run.config.train.global_batch_size
@@ -148,6 +175,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
         "loss": loss,
         "lr": totals.learning_rate,
         "grad_norm": grad_norm,
+        "skipped_steps": int(run.guard.skipped),
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (run.peak_flops * run.world.world_size) if run.peak_flops else None,
         "memory": peak_memory_gib(run.world.device),
@@ -162,16 +190,18 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     run.progress.show(record)
 
 
-def refuse_non_finite(run: Run, *numbers: float) -> None:
-    """End the run before weights that are lost are saved over good ones. All ranks hold the same numbers.
+@torch.no_grad()
+def refuse_broken_weights(run: Run) -> None:
+    """End the run before weights that are lost are saved over good ones. All ranks hold the same. Waits for the device.
 
     Raises:
-        MindLLMError: one of the step's numbers (loss, gradient norm, largest weight) is not finite.
+        MindLLMError: a weight is not finite.
     """
-    if not all(math.isfinite(number) for number in numbers):
+    run.backend.wait_for_parameters()
+    if not torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()]).all():
         raise MindLLMError(
-            f"step {run.step}: the loss, its gradient or a weight is not finite; lower optim.lr or look at the "
-            "data, and go on from the newest checkpoint, which is from before it"
+            f"step {run.step}: a weight is not finite; lower optim.lr or look at the data, and go on from the newest "
+            "checkpoint, which is from before it"
         )
 
 
@@ -207,24 +237,3 @@ def report_heldout(run: Run) -> None:
 def is_due(step: int, every: int) -> bool:
     """Whether something done every so many steps (0: never) is due after this one."""
     return every > 0 and step % every == 0
-
-
-class StopSignal:
-    """While it is entered, SIGTERM asks the run to end after the step under way.
-
-    A second one asks for nothing more: torchrun and cluster managers often send several. SIGKILL ends a run at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "StopSignal":
-        self.previous = signal.signal(signal.SIGTERM, self.request)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
-
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
-        self.requested = True

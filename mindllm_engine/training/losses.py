@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mindllm_engine.data.loader import IGNORED, Batch
+from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.process_group import all_reduce_sum
 
 
@@ -35,7 +36,9 @@ def heldout_losses(
     model.eval()
     losses = SourceLosses(sources, device)
     for batch in batches:
+        watchdog.mark("held-out data")
         batch = batch.to(device)
         losses.add(batch, model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets))
     model.train()
+    watchdog.mark("held-out losses")
     return losses.over_all_ranks()

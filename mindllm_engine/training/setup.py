@@ -27,13 +27,16 @@ from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.backend import Backend
 from mindllm_engine.distributed.deepspeed_backend import DeepSpeedZero1, check_deepspeed
 from mindllm_engine.distributed.execution_order import record_execution_order
-from mindllm_engine.distributed.process_group import World, any_rank, value_of_rank_0
+from mindllm_engine.distributed.process_group import World, raise_together, ranks_with_another_value
+from mindllm_engine.distributed.rendezvous import spans
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
 from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
@@ -83,6 +86,7 @@ class Run:
     model: MindLLM | GPTNeo
     backend: Backend
     checkpointer: Checkpointer
+    guard: StepGuard
     step: int
     next_sample: int
     peak_flops: float | None
@@ -223,6 +227,8 @@ def select_implementations(config: RunConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every operator writes all that it allocates
+    if config.train.compile:
+        check_compiler()
     select_kernels(config.kernels)
     select_attention(config.attention, config.deterministic)
 
@@ -271,10 +277,12 @@ def refuse_different_data(data: Data, world: World) -> None:
         DataError: on all ranks, if some rank has another plan than rank 0: hosts that see different files.
     """
     ours = int(data.plan.hash, 16) >> 1  # 63 bits of it
-    differs = value_of_rank_0(ours) != ours
-    if any_rank(differs):
-        whose = f"rank {world.rank} sees other token files than rank 0" if differs else "some rank sees other files"
-        raise DataError(f"data.sources: {whose}; give all hosts the same ones (tools/plan_data.py shows a plan's hash)")
+    different = ranks_with_another_value(ours)
+    if different:
+        raise DataError(
+            f"data.sources: {spans(different)} of {world.world_size} and rank 0 see different token files; give all "
+            "hosts the same ones (tools/plan_data.py shows a plan's hash)"
+        )
 
 
 def refuse_mixed_versions(world: World) -> None:
@@ -305,9 +313,13 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     loader = Loader(
         data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
     )
+    apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
     backend = build_backend(config, model, loader, world)
+    apply_layer_options(model, config.train.activation_checkpointing, config.train.compile)
     checkpointer = build_checkpointer(config, backend, world)
     state = checkpointer.load(checkpoint, config.model) if checkpoint else None
+    guard = StepGuard(config.faults.sigma, world.device)
+    guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
     open_run_folder(config, data, world)
     return Run(
@@ -319,6 +331,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         model=model,
         backend=backend,
         checkpointer=checkpointer,
+        guard=guard,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -386,8 +399,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
-    if any_rank(failure is not None):
-        raise failure or ConfigError(f"run.dir: rank 0 cannot write to {folder}")
+    raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")
 
 
 def open_metrics(config: RunConfig, step: int) -> MetricsLog:
@@ -403,4 +415,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         model=asdict(run.config.model),
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
+        extra={"guard": run.guard.state()},
     )

@@ -173,6 +173,26 @@ def test_what_is_not_finite_spoils_its_element_alone(value: float, split: bool, 
 
 
 @pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, "split"])
+@pytest.mark.parametrize("elements", [1, 2 * BLOCK, 2 * BLOCK + 7, CHUNK + 5])
+def test_a_scale_of_nan_leaves_every_bit(elements: int, dtype: torch.dtype | str, device: str) -> None:
+    weights, grad = random(elements, 1, device)
+    weights[::5], grad[::7] = float("nan"), float("inf")  # which arithmetic would not keep as they are
+    split = dtype == "split"
+    param = weights.to(torch.bfloat16 if isinstance(dtype, str) else dtype)
+    master = (grad.nan_to_num() * 100).to(torch.int16) if split else weights.clone()
+    state = [param, master, torch.full_like(weights, -0.0), weights.clone()]
+    before = [tensor.clone() for tensor in state]
+    nan = torch.tensor(float("nan"), device=device)
+    param, master, m, v = state
+    adamw(param, master, grad, m, v, **CONSTANTS, decayed=elements // 2, step=3, grad_scale=nan)
+    for tensor, old in zip(state, before, strict=True):
+        assert torch.equal(tensor.view(torch.uint8), old.view(torch.uint8))
+    adamw(param, master, grad, m, v, **CONSTANTS, decayed=elements // 2, step=3, grad_scale=-nan.nan_to_num(-1.0))
+    assert not torch.equal(m.view(torch.uint8), before[2].view(torch.uint8)), "any other scale is no skip"
+
+
+@pytest.mark.usefixtures("implementation")
 def test_no_elements(device: str) -> None:
     assert all(values.numel() == 0 for values in ours(*random(0, 0, device), [torch.empty(0, device=device)], 0))
 

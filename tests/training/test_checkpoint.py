@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,13 +83,13 @@ def test_files_are_safetensors_and_json_and_hold_what_was_saved(ranks: Ranks, tm
             json.loads(path.read_text())
             continue
         assert path.suffix == ".safetensors"
-        with safetensors.safe_open(path, "pt") as file:  # which refuses bytes that belong to no tensor
-            for name in file.keys():  # noqa: SIM118
-                if not name.startswith("generator"):
-                    tensor, part = name.rsplit("[", 1)
-                    first, stop = map(int, part.removesuffix("]").split(":"))
-                    whole[tensor][first:stop] = file.get_tensor(name)
-                    seen += stop - first
+        # The library refuses a file with bytes that belong to no tensor.
+        for name, values in safetensors.torch.load_file(path).items():
+            if not name.startswith("generator"):
+                tensor, part = name.rsplit("[", 1)
+                first, stop = map(int, part.removesuffix("]").split(":"))
+                whole[tensor][first:stop] = values
+                seen += stop - first
     alone = KnownBackend(SHAPES, ALONE, 1 << 20)
     alone.fill(7)
     assert seen == sum(len(tensor) for tensor in whole.values())

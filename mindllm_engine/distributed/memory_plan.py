@@ -1,0 +1,130 @@
+"""Bytes that a rank holds in training, by kind, and the most it holds at once: arithmetic on layout and network.
+
+    parameters, gradients   the flat buffers, padding included
+    optimizer               this rank's slices of master weights and moments
+    activations             what a micro-batch's forward keeps (`models/activation_memory.py`)
+    working                 the loss's logits, or what one layer's backward computes again and its gradients in flight
+    wire                    gradients packed for the network and what arrives of others', of the buckets under way
+
+Activations shrink during backward while buckets leave, so the peak is that of a moment and not the sum of all kinds. It
+leaves out what no tensor holds: the context of CUDA and NCCL's buffers, a few GB, and the allocator's fragmentation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindllm_engine.distributed.compute_model import NetworkConfig, module_of
+from mindllm_engine.distributed.layout import Bucket, Layout
+from mindllm_engine.distributed.zero1 import MAX_IN_FLIGHT
+from mindllm_engine.models.activation_memory import ActivationCheckpointing, activation_bytes
+
+# Of m, v and the master weights, or of m, v and the master's extra bits.
+STATE_BYTES = {"fp32": 12, "bf16_and_bits": 10}
+MAIN_GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class MemoryBytes:
+    """Bytes of one rank. `wire` is the most of any moment; `peak` is that of the moment `at`."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    wire: int
+    peak: int
+    at: str
+
+    @property
+    def persistent(self) -> int:
+        """What a rank holds between steps."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """That a run is one of a CPU, whose operators are PyTorch references and keep other things.
+
+    Attributes:
+        lengths: of the documents in a micro-batch.
+    """
+
+    lengths: tuple[int, ...]
+
+
+def memory_bytes(
+    config: NetworkConfig,
+    layout: Layout,
+    gradient_order: Sequence[str],
+    tokens: int,
+    *,
+    itemsize: int,
+    wire_itemsize: int,
+    master: str = "fp32",
+    checkpointing: ActivationCheckpointing = "none",
+    cpu: OnCpu | None = None,
+) -> MemoryBytes:
+    """Memory of a rank whose micro-batches have `tokens` tokens.
+
+    Args:
+        itemsize, wire_itemsize: bytes of an element of the parameters, and of gradients on the network.
+        cpu: for a run on a CPU.
+    """
+    activations = activation_bytes(
+        config,
+        tokens,
+        checkpointing,
+        itemsize=itemsize,
+        reference_kernels=cpu is not None,
+        reference_attention=None if cpu is None else cpu.lengths,
+    )
+    parameters = layout.elements * itemsize
+    gradients = layout.elements * MAIN_GRADIENT_BYTES
+    optimizer = layout.shard_elements * STATE_BYTES[master]
+    # The reference returns a dense gradient of the embedding, which autograd keeps to the end, since the input side
+    # adds another; kernels add to the main gradient.
+    embedding = config.vocab_size * config.hidden_size * itemsize if cpu is not None else 0
+    moments = {"the loss": activations.peak}
+    left = layers_left(layout.buckets, gradient_order, config.n_layers)
+    wire = wire_bytes(layout, wire_itemsize, on_gpu=cpu is None)
+    for index, bucket in enumerate(layout.buckets):
+        under_way = sum(wire[max(0, index - MAX_IN_FLIGHT + 1) : index + 1])
+        kept = activations.layers * left[index] // config.n_layers
+        working = activations.working if left[index] else 2 * embedding
+        moments[f"backward, bucket {bucket.index}"] = kept + max(working, embedding) + under_way
+    at = max(moments, key=lambda moment: moments[moment])
+    persistent = parameters + gradients + optimizer
+    return MemoryBytes(
+        parameters,
+        gradients,
+        optimizer,
+        activations.kept,
+        activations.working,
+        max(sum(wire[first : first + MAX_IN_FLIGHT]) for first in range(len(wire))),
+        persistent + moments[at],
+        at,
+    )
+
+
+def wire_bytes(layout: Layout, wire_itemsize: int, on_gpu: bool) -> list[int]:
+    """Of each bucket, what its reduction allocates (`collectives.Reduction`): nothing where NCCL sums fp32 in place,
+    and no packed copy where the wire is fp32."""
+    if layout.shards == 1 or (on_gpu and wire_itemsize == MAIN_GRADIENT_BYTES):
+        return [0] * len(layout.buckets)
+    copies = 1 if wire_itemsize == MAIN_GRADIENT_BYTES else 2
+    return [copies * (bucket.stop - bucket.start) * wire_itemsize for bucket in layout.buckets]
+
+
+def layers_left(buckets: Sequence[Bucket], gradient_order: Sequence[str], n_layers: int) -> list[int]:
+    """How many layers have not finished backward when each bucket leaves."""
+    done_at = {name: position for position, name in enumerate(gradient_order)}
+    last_of_layer: dict[str, int] = {}
+    for name, position in done_at.items():
+        if module_of(name):
+            last_of_layer[module_of(name)] = max(position, last_of_layer.get(module_of(name), 0))
+    left, leaves = [], 0
+    for bucket in buckets:
+        leaves = max(leaves, max(done_at[name] for name in bucket.names))
+        left.append(n_layers - sum(position <= leaves for position in last_of_layer.values()))
+    return left
