@@ -77,6 +77,7 @@ def join(rank: int, world_size: int, device: torch.device, timeout_minutes: floa
         _attempt = _lead(store, world_size, mine, started, seconds)
     else:
         _attempt = _follow(store, rank, mine, started, seconds)
+    ranks.came_together = True
     return PrefixStore(_attempt, store)
 
 
