@@ -9,6 +9,7 @@ time would mostly fall into start-up, and into the writing of a checkpoint hardl
 """
 
 import random
+import re
 import shutil
 import signal
 import sys
@@ -393,7 +394,7 @@ def log_of(folder: Path) -> Path:
 def last_words(log: Path) -> str:
     """The last error in what a run has printed, or its last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
+    errors = [line for line in lines if re.match(r"(\[rank\d+\]: )?(error|\w*Error): ", line)]
     return f"{(errors or lines or ['it printed nothing'])[-1]} ({log})"
 
 

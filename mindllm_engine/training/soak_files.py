@@ -177,9 +177,9 @@ def check_at_end(folder: Path, reference_folder: Path, reference: list[dict[str,
         raise SoakFailure(f"{folder}: has ended without a checkpoint")
     # A state holds a checksum of each file: weights, moments and random generators, besides the position in the data.
     found, expected = asdict(load_state(ours)), asdict(load_state(theirs))
-    for name in expected:
-        if found[name] != expected[name]:
-            raise SoakFailure(f"{ours}: {name} is {found[name]}, {expected[name]} in the reference")
+    different = [name for name in expected if found[name] != expected[name]]
+    if different:
+        raise SoakFailure(f"{ours}: not the reference's: {', '.join(different)}")
 
 
 def resumed_at(log: Path, offset: int) -> int | None:
