@@ -33,6 +33,8 @@ SECONDS_TOLD = 60.0
 SECONDS_TO_REACH_STORE = 5.0
 # When this attempt began, on this rank; `ranks` is among the first modules that a tool imports.
 STARTED = time.time()
+# Whether all ranks of this attempt have; `rendezvous.join` sets it.
+came_together = False
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -111,9 +113,11 @@ def _is_first(message: str, of_another_rank: bool) -> bool:
     store = open_store(SECONDS_TO_REACH_STORE)
     if of_another_rank:
         time.sleep(SECONDS_TO_STAY)
-        heard = _was_told_since(store, time.time() - SECONDS_TOLD)
+        heard = _was_told_since(store, "failure", time.time() - SECONDS_TOLD)
         return not heard and _is_first_to_tell(store, "of another rank")
     store.set("failure", repr(time.time()))
+    if not came_together:
+        store.set("failure before", repr(time.time()))
     return _is_first_to_tell(store, message)
 
 
@@ -145,15 +149,16 @@ def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 
 def another_rank_failed(store: "Store") -> bool:
-    """Whether some rank has told of a failure of its own in this attempt.
+    """Whether some rank has told of a failure of its own in this attempt, before all had come together.
 
-    Ranks do not start at the same moment; but one that has failed stays, so that the next attempt begins later.
+    Ranks do not start at the same moment; but one that has failed stays, so that the next attempt begins later. Not so
+    after all have come together: when a rank is killed, torchrun ends those that tell of it and starts anew at once.
     """
-    return _was_told_since(store, STARTED - SECONDS_TO_STAY)
+    return _was_told_since(store, "failure before", STARTED - SECONDS_TO_STAY)
 
 
-def _was_told_since(store: "Store", seconds: float) -> bool:
-    return store.check(["failure"]) and float(store.get("failure")) >= seconds
+def _was_told_since(store: "Store", key: str, seconds: float) -> bool:
+    return store.check([key]) and float(store.get(key)) >= seconds
 
 
 def _is_first_to_tell(store: "Store", message: str) -> bool:

@@ -80,6 +80,7 @@ def join(rank: int, world_size: int, device: torch.device, timeout_minutes: floa
         raise OtherRankError(
             f"the store of the run, on rank 0's host, is gone ({error}); look at what it says"
         ) from error
+    ranks.came_together = True
     return PrefixStore(_attempt, store)
 
 

@@ -284,6 +284,7 @@ def refuse_different_data(data: Data, world: World) -> None:
 
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
+    torch.manual_seed(config.run.seed + world.rank)  # torch draws a seed of its own else; a checkpoint replaces it
     dtype = DTYPES[config.train.precision]
     model = build_model(config, dtype, world, resumed=checkpoint is not None)
     loader = Loader(

@@ -1,5 +1,5 @@
-"""Layers under torch.compile: eager's numbers within rounding, main gradients included, and one compilation for packs of
-any documents. Inductor compiles C++ here, Triton on a GPU."""
+"""Layers under torch.compile: eager's numbers within rounding, main gradients included, and one compilation for
+packs of any documents. Inductor compiles C++ here, Triton on a GPU."""
 
 import shutil
 from typing import Any
