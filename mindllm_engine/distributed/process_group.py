@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mindllm_engine import ranks
 from mindllm_engine.distributed.rendezvous import join
-from mindllm_engine.errors import ConfigError, MindLLMError, OtherRankError
+from mindllm_engine.errors import ConfigError, OtherRankError
 
 # glibc's mallopt parameters (malloc.h) and what they are set to, in bytes.
 M_TRIM_THRESHOLD = -1
@@ -143,7 +143,7 @@ def ranks_with_another_value(value: int) -> list[int]:
     return (all_reduce_sum(values) != values[0]).nonzero().flatten().tolist()
 
 
-def raise_together(failure: MindLLMError | None, failing: str) -> None:
+def raise_together(failure: BaseException | None, failing: str) -> None:
     """Raise on all ranks if one has a failure: there its own, elsewhere an `OtherRankError`, which is not printed.
 
     Args:

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.distributed.backend import STATE_KINDS, Backend, StateKind
 from mindllm_engine.distributed.layout import Piece
-from mindllm_engine.distributed.process_group import World, any_rank
+from mindllm_engine.distributed.process_group import World, raise_together
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.training.checkpoint import (
@@ -163,8 +163,7 @@ class Checkpointer:
         self.thread.join()
         self.thread = None
         error, self.error = self.error, None
-        if any_rank(error is not None):
-            raise error or CheckpointError(f"{self.writer.checkpoint}: another rank could not save its part of it")
+        raise_together(error, f"{self.writer.checkpoint}: another rank could not save its part of it")
 
     def close(self) -> None:
         """When a run ends with an error: let the write under way come to its end, if it does so soon."""

@@ -33,7 +33,6 @@ from mindllm_engine.training.setup import (
     checkpoint_state,
     open_data,
     refuse_different_data,
-    refuse_mixed_versions,
     select_implementations,
 )
 from mindllm_engine.training.stopping import StopSignal, TimeLimit
@@ -56,7 +55,6 @@ def pretrain(config: RunConfig) -> None:
         world = start_processes(config.distributed.timeout_minutes)
         watched = watchdog.watching(config.distributed.timeout_minutes)
         with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
-            refuse_mixed_versions(world)
             refuse_different_data(data, world)
             run = build_run(config, data, checkpoint, world)
             train(run, stop, started, collection)

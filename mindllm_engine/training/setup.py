@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from mindllm_engine import __version__
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
 from mindllm_engine.corpus.tokenizer import Tokenizer
@@ -46,7 +44,6 @@ from mindllm_engine.training.throughput import peak_flops
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
 CONFIG_FILE = "config.yaml"
-VERSION_BYTES = 128
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -283,26 +280,6 @@ def refuse_different_data(data: Data, world: World) -> None:
             f"data.sources: {spans(different)} of {world.world_size} and rank 0 see different token files; give all "
             "hosts the same ones (tools/plan_data.py shows a plan's hash)"
         )
-
-
-def refuse_mixed_versions(world: World) -> None:
-    """Compare the versions of PyTorch and of this engine over all ranks.
-
-    Raises:
-        ConfigError: the same on all ranks, if they differ: numbers and messages would, too.
-    """
-    ours = f"torch {torch.__version__}, mindllm_engine {__version__}"
-    text = torch.tensor([*ours.encode()[:VERSION_BYTES].ljust(VERSION_BYTES)], dtype=torch.uint8)
-    texts = [torch.empty_like(text) for _ in range(world.world_size)]
-    if dist.is_initialized():
-        dist.all_gather(texts, text)
-        versions = [bytes(text.tolist()).decode(errors="replace").strip() for text in texts]
-        other = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
-        if other is not None:
-            raise ConfigError(
-                f"mixed versions: rank 0 has {versions[0]}, rank {other} has {versions[other]}; install the same on "
-                "all hosts"
-            )
 
 
 def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:

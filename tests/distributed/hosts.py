@@ -3,8 +3,10 @@
 Needs root, iproute2 and a kernel that permits namespaces; `refusal` says what is missing.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +76,10 @@ class Hosts:
     def remove(self) -> None:
         """Take everything down; a namespace's end of the link goes with it."""
         for space in self.spaces:
+            left = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False).stdout
+            for process in left.split():  # of a test that has failed
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
         self.names.cleanup()
 

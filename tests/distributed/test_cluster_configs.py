@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,38 +166,59 @@ if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$REQUEUED"; fi
 """
 
 
-def slurm(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
-    """The script of a job on two nodes."""
+Sbatch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path) -> Iterator[Sbatch]:
+    """Starts the script as a job on two nodes; what is left of it afterwards is killed."""
     tools = tmp_path / "slurm"
-    tools.mkdir(exist_ok=True)
+    tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    variables = {
-        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "localhost",
-        "SLURM_NNODES": "2",
-        "PROCESSES": "1",
-        "MAX_RESTARTS": "0",
-        "REQUEUED": str(tmp_path / "requeued"),
-    }
-    return subprocess.Popen(
-        [CLUSTER / "slurm.sh", "--config", str(tmp_path / "config.yaml"), *options],
-        env=environment() | variables,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        variables = {
+            "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_RESTART_COUNT": str(len(jobs)),
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_NNODES": "2",
+            "PROCESSES": "1",
+            "MAX_RESTARTS": "0",
+            "REQUEUED": str(tmp_path / "requeued"),
+        }
+        command = [CLUSTER / "slurm.sh", "--config", str(tmp_path / "config.yaml"), *options]
+        pipe = subprocess.PIPE
+        jobs.append(
+            subprocess.Popen(command, env=environment() | variables, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        )
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.poll() is None:
+            for process in [*descendants(job.pid), job.pid]:
+                os.kill(process, signal.SIGKILL)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that one has started, and those that they have, the last first."""
+    found: list[int] = []
+    for child in map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()):
+        found += [*descendants(child), child]
+    return found
 
 
 @pytest.mark.slow
-def test_slurm_asks_to_stop_and_the_job_is_queued_again(tmp_path: Path) -> None:
+def test_slurm_asks_to_stop_and_the_job_is_queued_again(tmp_path: Path, sbatch: Sbatch) -> None:
     write_config(tmp_path, train__steps=300, train__eval_every=0, train__eval_tokens=32)
-    job = slurm(tmp_path)
+    job = sbatch()
     deadline = time.monotonic() + 90
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or records(tmp_path / "run")[-1]["step"] < 3:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or all(record["step"] < 3 for record in records(tmp_path / "run")):
         assert time.monotonic() < deadline
         assert job.poll() is None, job.communicate()
         time.sleep(0.05)
@@ -210,7 +232,7 @@ def test_slurm_asks_to_stop_and_the_job_is_queued_again(tmp_path: Path) -> None:
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
 
     last = str(stopped_at + 5)
-    again = slurm(tmp_path, "--train.stop_after", last)
+    again = sbatch("--train.stop_after", last)
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert (tmp_path / "requeued").read_text().count("\n") == 1, "a job that ends by itself is done"
@@ -220,9 +242,9 @@ def test_slurm_asks_to_stop_and_the_job_is_queued_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_under_slurm_is_one_line_and_fails_the_job(tmp_path: Path) -> None:
+def test_a_mistake_under_slurm_is_one_line_and_fails_the_job(tmp_path: Path, sbatch: Sbatch) -> None:
     write_config(tmp_path)
-    job = slurm(tmp_path, "--train.stepz", "5")
+    job = sbatch("--train.stepz", "5")
     _, errors = job.communicate(timeout=120)
     assert job.returncode != 0
     assert [line for line in errors.splitlines() if line.startswith("error:")] == [

@@ -26,11 +26,7 @@ def hosts() -> Iterator[Hosts]:
 def finish(*processes: subprocess.Popen[str], within: float = 120) -> list[tuple[int, str]]:
     """(exit code, stderr) of each torchrun."""
     deadline = time.monotonic() + within
-    try:
-        errors = [process.communicate(timeout=max(1, deadline - time.monotonic()))[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    errors = [process.communicate(timeout=max(1, deadline - time.monotonic()))[1] for process in processes]
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
