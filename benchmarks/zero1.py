@@ -58,11 +58,13 @@ TINY = MindLLMConfig(vocab_size=192, hidden_size=64, ffn_size=96, n_layers=3, n_
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: tasks with the turns and steps a turn of each, and steps to choose variants by."""
+    """How much is measured: tasks with the turns and steps a turn of each, steps to choose variants by, and steps of
+    the training loop."""
 
     tasks: tuple[tuple[Task, int, int], ...]
     warm_up: Task
     steps_to_choose: int
+    loop_steps: int
 
 
 FULL = Size(
@@ -71,9 +73,10 @@ FULL = Size(
         (Task(NETWORK, 1024, 4, torch.bfloat16), 5, 2),
     ),
     Task(TINY, 64, 1, torch.bfloat16),
-    2,
+    steps_to_choose=2,
+    loop_steps=30,
 )
-TOY = Size(((Task(TINY, 64, 2, torch.float32), 2, 2),), Task(TINY, 64, 2, torch.float32), 1)
+TOY = Size(((Task(TINY, 64, 2, torch.float32), 2, 2),), Task(TINY, 64, 2, torch.float32), 1, loop_steps=8)
 
 
 def say(text: str) -> None:
@@ -183,7 +186,7 @@ def rows(bench: Bench, details: list[dict[str, Any]]) -> Iterator[Row]:
         yield from rows_of(task, results, RANKS)
     say("the loop's own work")
     task = replace(bench.size.tasks[0][0], micro_batches=1)
-    yield from in_fresh_process(overhead_rows, task, bench.size is TOY)
+    yield from in_fresh_process(overhead_rows, task, bench.size.loop_steps)
 
 
 def main() -> int:

@@ -10,16 +10,21 @@ workers; without torchrun rank 0 holds it.
 import hashlib
 import json
 import os
+import queue
 import sys
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from mindllm_engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
+
+Answer = TypeVar("Answer")
 
 # How long a rank that fails stays, so that the others can learn that it has told why before torchrun ends them all.
 SECONDS_TO_STAY = 3.0
@@ -97,20 +102,50 @@ def is_mine_to_tell(message: str, of_another_rank: bool) -> bool:
     longer than `SECONDS_TO_STAY`.
     """
     try:
-        store = open_store(SECONDS_TO_REACH_STORE)
-        if of_another_rank:
-            time.sleep(SECONDS_TO_STAY)
-            return not _was_told_since(store, "failure", time.time() - SECONDS_TOLD) and _is_first_to_tell(
-                store, "of another rank"
-            )
-        store.set("failure", repr(time.time()))
-        if not came_together:
-            store.set("failure before", repr(time.time()))
-        return _is_first_to_tell(store, message)
+        return within(2 * SECONDS_TO_REACH_STORE + SECONDS_TO_STAY, lambda: _is_first(message, of_another_rank))
     except (ConfigError, RuntimeError):
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(SECONDS_TO_STAY)
         return True
+
+
+def _is_first(message: str, of_another_rank: bool) -> bool:
+    store = open_store(SECONDS_TO_REACH_STORE)
+    if of_another_rank:
+        time.sleep(SECONDS_TO_STAY)
+        heard = _was_told_since(store, "failure", time.time() - SECONDS_TOLD)
+        return not heard and _is_first_to_tell(store, "of another rank")
+    store.set("failure", repr(time.time()))
+    if not came_together:
+        store.set("failure before", repr(time.time()))
+    return _is_first_to_tell(store, message)
+
+
+def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What a call to the store returns, or raises.
+
+    A TCPStore whose host is cut off answers neither with a value nor with its timeout until the kernel gives the
+    connection up, after a quarter of an hour. The thread that waits for it is left behind.
+
+    Raises:
+        RuntimeError: no answer in time.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+
+    def wait_for_it() -> None:
+        try:
+            answers.put((ask(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise RuntimeError(f"the store of the run did not answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(Answer, answer)
 
 
 def another_rank_failed(store: "Store") -> bool:

@@ -34,7 +34,7 @@ class DistributedConfig:
     """`native` is this engine's ZeRO-1; `deepspeed` is DeepSpeed's stage 1 (needs the extra `[deepspeed]`)."""
     wire: Literal["auto", "bf16", "fp32"] = "auto"
     """Gradients travel in this dtype and are summed in fp32; `auto` is `train.precision`."""
-    bucket_elements: int = 1 << 25
+    bucket_elements: int = 1 << 26
     """Parameters whose gradients travel together."""
     shard_group: int | None = None
     """Ranks that share one copy of the optimizer state, neighbours by rank (those of a node, where the network between

@@ -31,12 +31,14 @@ class World:
         rank, world_size: position among all processes, and their number.
         local_rank: position among the processes of this machine; selects the GPU.
         device: where this process computes.
+        local_world_size: processes of this machine.
     """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    local_world_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -51,14 +53,15 @@ def environment_world() -> World:
     """
     rank, world_size = ranks.rank_and_size()
     local_rank = ranks.number_in_environment("LOCAL_RANK", 0)
+    local_world_size = ranks.number_in_environment("LOCAL_WORLD_SIZE", 1)
     if not torch.cuda.is_available():
-        return World(rank, world_size, local_rank, torch.device("cpu"))
+        return World(rank, world_size, local_rank, torch.device("cpu"), local_world_size)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"LOCAL_RANK={local_rank}, but this host has {torch.cuda.device_count()} GPUs; start as many processes "
             "(torchrun --nproc-per-node gpu)"
         )
-    return World(rank, world_size, local_rank, torch.device("cuda", local_rank))
+    return World(rank, world_size, local_rank, torch.device("cuda", local_rank), local_world_size)
 
 
 def start_processes(timeout_minutes: float = 30.0) -> World:
@@ -74,7 +77,7 @@ def start_processes(timeout_minutes: float = 30.0) -> World:
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     else:
-        _prepare_cpu(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        _prepare_cpu(world.local_world_size)
     if world.world_size > 1:
         store = join(world.rank, world.world_size, world.device, timeout_minutes)
         dist.init_process_group(

@@ -19,7 +19,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -73,10 +73,13 @@ def join(rank: int, world_size: int, device: torch.device, timeout_minutes: floa
     store = _reach(rank, seconds)
     mine = json.dumps([asdict(facts(device)), socket.gethostname()])
     global _attempt
-    if rank == 0:
-        _attempt = _lead(store, world_size, mine, started, seconds)
-    else:
-        _attempt = _follow(store, rank, mine, started, seconds)
+    part = partial(_lead, store, world_size) if rank == 0 else partial(_follow, store, rank)
+    try:
+        _attempt = ranks.within(seconds + 2 * SECONDS_MORE, lambda: part(mine, started, seconds))
+    except RuntimeError as error:  # DistNetworkError, DistStoreError
+        raise OtherRankError(
+            f"the store of the run, on rank 0's host, is gone ({error}); look at what it says"
+        ) from error
     ranks.came_together = True
     return PrefixStore(_attempt, store)
 
@@ -128,7 +131,7 @@ def _missing(store: Store, own: Store, world_size: int, started: float, seconds:
 
 
 def _follow(store: Store, rank: int, mine: str, started: float, seconds: float) -> str:
-    """The other ranks' part: join the attempt that rank 0 has named last, and wait for what it says. Returns it."""
+    """The other ranks' part: join the attempt that rank 0 named last, and wait for what it says. Returns its name."""
     name, own = "", None
     for _ in _looks(started, seconds + SECONDS_MORE):
         if own is not None and own.check(["verdict"]):

@@ -29,8 +29,8 @@ from mindllm_engine.distributed.execution_order import ExecutionOrder, record_ex
 from mindllm_engine.distributed.hardware import Hardware
 from mindllm_engine.distributed.layout import Bucket, Layout
 from mindllm_engine.distributed.memory_plan import MAIN_GRADIENT_BYTES, MemoryBytes, memory_bytes
+from mindllm_engine.distributed.network_model import Group, neighbours, strided
 from mindllm_engine.distributed.network_model import Network as Links
-from mindllm_engine.distributed.network_model import neighbours, strided
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.distributed.step_timeline import BucketSeconds, StepSeconds, simulate_step
 from mindllm_engine.distributed.zero1 import Zero1
@@ -47,7 +47,9 @@ SCALAR_BYTES = 3 * 8
 LARGER_BUCKETS = 4
 MODES: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
 
-MessageKind = Literal["exchange of gradients", "sum among shard groups", "all-gather of parameters", "scalars"]
+MessageKind = Literal[
+    "exchange of gradients", "exchange between nodes", "sum among shard groups", "all-gather of parameters", "scalars"
+]
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def plan_run(workload: Workload, hardware: Hardware, gpus: int) -> Plan:
         hardware,
         workload.checkpointing,
     )
-    layout, messages = take_step(model, order, workload, gpus)
+    layout, messages = take_step(model, order, workload, gpus, int(hardware.gpus_per_node.value))
     memory = memory_of(workload, layout, order)
     step = step_seconds(compute, layout, order, workload, hardware, gpus)
     return Plan(workload, hardware, gpus, notes, layout, order, messages, memory, compute, step, flops_per_token)
@@ -243,22 +245,27 @@ def probe_loss(model: Network) -> Tensor:
 
 
 def take_step(
-    model: Network, order: ExecutionOrder, workload: Workload, gpus: int
+    model: Network, order: ExecutionOrder, workload: Workload, gpus: int, gpus_per_node: int
 ) -> tuple[Layout, tuple[Message, ...]]:
     """Let ZeRO-1 take over a network on the meta device and do one step as rank 0 of `gpus`; its layout, and every
     collective of the step and of the next forward."""
-    world = World(0, gpus, 0, torch.device("meta"))
+    world = World(0, gpus, 0, torch.device("meta"), min(gpus, gpus_per_node))
     with kernels_on_meta(), fake_process_group(gpus):
         zero1 = Zero1(model, world, workload.optim, workload.distributed, workload.wire, order)
         with CollectiveCounter() as counter:
             zero1.backward(probe_loss(model), last=True)
             zero1.step(1.0, PROBE_TOKENS, torch.zeros(2, dtype=torch.float64, device="meta"), is_not_finite)
             zero1.wait_for_parameters()
-    shards = zero1.layout.shards
+    shards, node_size = zero1.layout.shards, zero1.groups.node_size
+    buckets = {(bucket.stop - bucket.start) * workload.wire.itemsize for bucket in zero1.layout.buckets}
     messages = []
     for operator, size in counter.collectives:
-        if "reduce_scatter" in operator or "alltoall" in operator:
+        if "reduce_scatter" in operator:
             messages.append(Message("exchange of gradients", size, shards))
+        elif "alltoall" in operator and size in buckets:
+            messages.append(Message("exchange of gradients", size, node_size))
+        elif "alltoall" in operator:
+            messages.append(Message("exchange between nodes", size, shards // node_size))
         elif "allgather" in operator:
             messages.append(Message("all-gather of parameters", size, shards))
         elif size == SCALAR_BYTES:
@@ -342,26 +349,32 @@ def bucket_seconds(
     bucket: Bucket, shards: int, workload: Workload, links: Links, hardware: Hardware, gpus: int
 ) -> BucketSeconds:
     """What a bucket costs, by `collectives.Reduction` on CUDA: NCCL's reduce-scatter where the wire is fp32; else an
-    all-to-all in the wire's dtype, packed before and summed after."""
+    all-to-all in the wire's dtype, packed before and summed after, on the node and then between nodes."""
     bandwidth = hardware.memory_bandwidth.value * hardware.bandwidth_efficiency.value
     elements = bucket.stop - bucket.start
     group = neighbours(shards, links.gpus_per_node)
     wire = workload.wire.itemsize
-    pack = total = 0.0
+    pack = total = between_nodes = 0.0
     if shards == 1:
         within = 0.0
     elif wire == MAIN_GRADIENT_BYTES:
         within = links.ring(elements * wire, group)
     else:
-        within = links.all_to_all(elements * wire, group)
+        has_levels = group.nodes > 1 and shards % links.gpus_per_node == 0
+        node = Group(1, links.gpus_per_node) if has_levels else group
+        within = links.all_to_all(elements * wire, node)
         pack = elements * (MAIN_GRADIENT_BYTES + wire) / bandwidth
         total = (elements * wire + bucket.slice_elements * MAIN_GRADIENT_BYTES) / bandwidth
+        if has_levels:  # the sums of the node are written in fp32, packed, and their counterparts summed
+            part = elements / node.ranks
+            between_nodes = links.all_to_all(part * wire, Group(group.nodes, 1))
+            total += part * 2 * (MAIN_GRADIENT_BYTES + wire) / bandwidth
     replicas = strided(gpus // shards, shards, links.gpus_per_node)
     return BucketSeconds(
         pack=pack,
         within=within,
         sum=total,
-        across=links.all_reduce(bucket.slice_elements * MAIN_GRADIENT_BYTES, replicas),
+        across=between_nodes + links.all_reduce(bucket.slice_elements * MAIN_GRADIENT_BYTES, replicas),
         update=update_seconds(bucket.slice_elements, workload.optim.master, hardware),
         gather=links.ring(elements * DTYPES[workload.precision].itemsize, group),
     )

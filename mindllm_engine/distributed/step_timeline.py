@@ -23,7 +23,8 @@ class BucketSeconds:
 
     Attributes:
         pack, sum: of the GPU, before its gradients leave and after they have arrived.
-        within, across: of the network, for the reduction in a shard group and among groups.
+        within, across: of the network, for the reduction in a shard group (on the node alone where it spans nodes) and
+            for what follows: between nodes and among groups.
         update: of the GPU, AdamW on this rank's slice.
         gather: of the network, for the new parameters.
     """

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,11 +22,13 @@ import torch.distributed as dist
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, printable
 from mindllm_engine.distributed.rendezvous import connect
-from mindllm_engine.ranks import is_mine_to_tell, record_failure
+from mindllm_engine.ranks import is_mine_to_tell, record_failure, within
 
 # Seconds between two signs of life of a rank, at most, and how many of them a rank may miss before it counts as gone.
 SECONDS_BETWEEN_BEATS = 2.0
 BEATS_MISSED = 3
+# For all ranks' places, from a store that may be gone.
+SECONDS_TO_ANSWER = 10.0
 # Ranks that a message names.
 NAMED = 8
 
@@ -123,6 +126,7 @@ class Watchdog:
         self.timeout = timeout
         self.interval = min(SECONDS_BETWEEN_BEATS, timeout / 10)
         self.store = dist.PrefixStore("watchdog", connect(max(5.0, 5 * self.interval)))
+        self.store_is_gone = False
         self.beats = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -148,6 +152,8 @@ class Watchdog:
 
     def publish(self, has_left: bool) -> None:
         """Tell where this rank is. A store that is gone is no error yet: the collectives go another way."""
+        if self.store_is_gone:
+            return
         with self.lock:
             self.beats += 1
             beat = Beat(_here[0], self.beats, has_left)
@@ -177,10 +183,11 @@ class Watchdog:
     def missing_ranks(self) -> str:
         """The ranks that give no sign of life, or else those that have left; empty where all are there."""
         try:
-            before = self.read()
-            threading.Event().wait(BEATS_MISSED * self.interval)
-            after = self.read()
+            before = within(SECONDS_TO_ANSWER, self.read)
+            self.live_on()
+            after = within(SECONDS_TO_ANSWER, self.read)
         except RuntimeError:
+            self.store_is_gone = True
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return f"the store of the run at {address} does not answer: its process or machine is gone"
         silent = [
@@ -193,6 +200,12 @@ class Watchdog:
             return describe(silent, after, "no sign of life, last heard of in")
         return describe(left, after, "has ended, in")
 
+    def live_on(self) -> None:
+        """Give as many signs of life as another rank may miss."""
+        for _ in range(BEATS_MISSED):
+            time.sleep(self.interval)
+            self.publish(has_left=False)
+
     def ranks_behind(self) -> str:
         """The ranks that have come least far."""
         beats = [beat or Beat(Place(0, 0, "starting"), 0, False) for beat in self.read()]
@@ -203,13 +216,22 @@ class Watchdog:
         return describe(behind, beats, "behind, in")
 
     def say(self, line: str) -> None:
-        """Print a line, if no other rank has said one; where the store is gone, each host says its own."""
+        """Print a line, if no other rank has said one and the rank that it is about has not told why itself; where the
+        store is gone, each host says its own."""
         line = printable(
             f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
         )
         record_failure(line)
-        if is_mine_to_tell(line, of_another_rank=True):
+        try:
+            with self.lock:
+                is_first = self.store.add("said", 1) == 1
+        except RuntimeError:
+            is_first = True
+        if is_first and is_mine_to_tell(line, of_another_rank=True):
             print(line, file=sys.stderr, flush=True)
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            for _ in range(2):  # it holds the store, where the others look for what has been said
+                self.live_on()
 
 
 def describe(ranks: Sequence[int], beats: Sequence[Beat | None], how: str) -> str:

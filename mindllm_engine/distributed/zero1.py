@@ -16,7 +16,7 @@ from mindllm_engine.distributed.backend import DistributedConfig, StateKind, Ste
 from mindllm_engine.distributed.collectives import Reduction, begin_all_gather, make_shard_groups
 from mindllm_engine.distributed.execution_order import ExecutionOrder
 from mindllm_engine.distributed.flat_parameters import FlatParameters
-from mindllm_engine.distributed.layout import Bucket, Piece, make_layout
+from mindllm_engine.distributed.layout import Bucket, Piece, decays, make_layout
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.optim.optimizer import OptimConfig, ParameterSlice
 
@@ -39,7 +39,7 @@ class Zero1:
         order: of this network, the same on all ranks (`record_execution_order`).
 
     Attributes:
-        overlap: share of the elements whose reduce-scatter began before the last gradient of a step was complete.
+        overlap: share of the elements whose reduce-scatter began before the last matrix's gradient was complete.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Zero1:
         self.gathers: dict[int, dist.Work] = {}
         self.wait_before_modules(model)
         self.labels = [f"bucket {bucket.index} ({bucket.names[0]} ...)" for bucket in self.layout.buckets]
+        self.matrices = {name for name, shape in shapes.items() if decays(shape)}
         self.reducing = False
         self.reductions: list[Reduction] = []
         self.overlap: float | None = 0.0
@@ -98,7 +99,7 @@ class Zero1:
         self.unfinished = [set(bucket.names) for bucket in self.layout.buckets]
         self.names_left = set(self.buckets_of)
         self.reductions = []
-        self.gradients_left: list[int] = []
+        self.matrices_left: list[int] = []
 
     def finished(self, name: str) -> None:
         """Backward has finished the gradient of a parameter: send the buckets that are complete with it.
@@ -121,32 +122,36 @@ class Zero1:
         """Begin the reduce-scatter of the next bucket."""
         index = len(self.reductions)
         bucket = self.layout.buckets[index]
-        self.gradients_left.append(len(self.names_left))
+        self.matrices_left.append(self.count_matrices_left())
         if index >= MAX_IN_FLIGHT:
-            self.finish_within(index - MAX_IN_FLIGHT)
+            self.advance(index - MAX_IN_FLIGHT)
         watchdog.mark(f"reduce-scatter of {self.labels[index]}")
         grads = self.flat.grads[bucket.start : bucket.stop]
         self.reductions.append(Reduction(grads, self.flat.grads[self.slices[index]], self.wire, self.groups))
 
-    def finish_within(self, index: int) -> None:
-        """Wait for the reduce-scatter of a bucket."""
+    def advance(self, index: int) -> bool:
+        """Take the reduce-scatter of a bucket a stage further; returns whether it is done."""
         watchdog.mark(f"waiting for the reduce-scatter of {self.labels[index]}")
-        self.reductions[index].finish_within()
+        return self.reductions[index].advance()
+
+    def count_matrices_left(self) -> int:
+        """Matrices whose gradient is not complete. Vectors do not count: a norm's beside the embedding's, which comes
+        last, would make the embedding's reduce-scatter look hidden."""
+        return len(self.names_left & self.matrices)
 
     def finish_reducing(self) -> None:
         """Send what is left (parameters without a gradient hold their bucket back), and wait for all sums."""
         while len(self.reductions) < len(self.layout.buckets):
             self.reduce_next()
-        for index in range(len(self.reductions))[-MAX_IN_FLIGHT:]:
-            self.finish_within(index)
-        for reduction in self.reductions:
-            reduction.finish()
+        unfinished = list(range(len(self.reductions)))
+        while unfinished:  # stage by stage, so that the exchanges of all buckets are under way together
+            unfinished = [index for index in unfinished if not self.advance(index)]
         self.reductions = []
         self.reducing = False
         early = (
             bucket.stop - bucket.start
-            for bucket, left in zip(self.layout.buckets, self.gradients_left, strict=True)
-            if left > len(self.names_left)  # those that are left now never came
+            for bucket, left in zip(self.layout.buckets, self.matrices_left, strict=True)
+            if left > self.count_matrices_left()  # those that are left now never came
         )
         self.overlap = sum(early) / self.layout.elements
 

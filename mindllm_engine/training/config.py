@@ -150,8 +150,7 @@ class RunConfig:
     """Give the same bits in every run on the same machine, where that costs speed (attention's backward, cuBLAS). What
     is ours is deterministic in any case."""
 
-    profile: ProfileConfig | None = None
-    """Trace some steps; empty for none."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def validate(self, world_size: int) -> None:
         """Raises `ConfigError` naming the first key whose value is impossible, alone or with another."""
@@ -221,8 +220,11 @@ class RunConfig:
                 "train.activation_checkpointing: selective does nothing in compiled layers, where the compiler decides "
                 "what to keep; take none or full with train.compile"
             )
-        if self.profile is not None:
-            self.profile.validate(world_size, self.train.steps)
+        if self.optim.offload and self.distributed.backend == "deepspeed":
+            raise ConfigError(
+                "optim.offload: DeepSpeed offloads by distributed.deepspeed_config; leave one of them out"
+            )
+        self.profile.validate(world_size, self.train.steps)
         self.optim.validate()
         self.distributed.validate(world_size)
         self.faults.validate()

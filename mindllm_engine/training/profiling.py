@@ -37,9 +37,9 @@ BACKEND_LABELS = {
 class ProfileConfig:
     """Which steps are traced, on which ranks."""
 
-    first_step: int
-    """The first step of the trace; steps count from 1. Those before it warm up."""
-    last_step: int
+    first_step: int = 0
+    """The first step of the trace; steps count from 1, those before it warm up, and 0 is for no trace."""
+    last_step: int = 0
     """The last one. A trace takes megabytes a step."""
     ranks: list[int] = field(default_factory=lambda: [0])
     """Ranks that write a trace."""
@@ -48,6 +48,8 @@ class ProfileConfig:
 
     def validate(self, world_size: int, steps: int) -> None:
         """Raises `ConfigError` naming the first impossible value."""
+        if self.first_step == 0 and self.last_step == 0:
+            return
         if not 1 <= self.first_step <= self.last_step <= steps:
             raise ConfigError(
                 f"profile: first_step {self.first_step} and last_step {self.last_step} must lie in that order in 1 to "
@@ -62,36 +64,34 @@ class StepProfiler:
     """Traces the configured steps of one rank.
 
     Args:
-        config: None for nothing.
         folder: where the files go; made when the first is written.
         say: prints a line.
     """
 
     def __init__(
         self,
-        config: ProfileConfig | None,
+        config: ProfileConfig,
         folder: Path,
         world: World,
         model: nn.Module,
         backend: Backend,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.config = config if config is not None and world.rank in config.ranks else None
+        self.config = config
+        self.is_traced = config.first_step > 0 and world.rank in config.ranks
         self.folder = folder
         self.world = world
         self.methods: list[tuple[Any, str, str]] = [(model, "forward", "forward")]
         self.methods += [(backend, name, label) for name, label in BACKEND_LABELS.items() if hasattr(backend, name)]
         self.tracer: profile | None = None
-        if say is not None and self.config is not None and self.config.memory and world.device.type != "cuda":
+        if say is not None and config.first_step > 0 and config.memory and world.device.type != "cuda":
             say("profile.memory: torch keeps no record of a CPU's memory; there will be no snapshot")
 
     def before_step(self, step: int) -> None:
         """Begin, if `step` (from 1) is the first one; a run that goes on from within begins there."""
-        if (
-            self.config is None
-            or self.tracer is not None
-            or not self.config.first_step <= step <= self.config.last_step
-        ):
+        if self.tracer is not None or not self.is_traced:
+            return
+        if not self.config.first_step <= step <= self.config.last_step:
             return
         for owner, name, label in self.methods:
             setattr(owner, name, labelled(getattr(owner, name), label))
@@ -105,7 +105,7 @@ class StepProfiler:
 
     def after_step(self, step: int) -> None:
         """End and write, if `step` is the last one."""
-        if self.config is not None and step == self.config.last_step:
+        if step == self.config.last_step:
             self.close()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class StepProfiler:
         Raises:
             MindLLMError: it cannot be written.
         """
-        if self.tracer is None or self.config is None:
+        if self.tracer is None:
             return
         self.tracer.stop()
         for owner, name, _ in self.methods:

@@ -1,6 +1,8 @@
 """A run on two hosts, started by the script that users start theirs with: two network namespaces, joined by a link."""
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +150,19 @@ def test_a_world_that_never_completes(tmp_path: Path, hosts: Hosts) -> None:
     assert error.strip().splitlines()[-1].startswith("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError")
 
 
+def test_a_rank_that_is_killed_starts_again_with_all_others(tmp_path: Path, hosts: Hosts) -> None:
+    """torchrun on both hosts goes on from the newest checkpoint; the host whose rank lived counts no restart."""
+    config = write_config(tmp_path, train__steps=60, train__checkpoint_every=5, train__eval_every=0)
+    running = [hosts.start(number, config, MAX_RESTARTS="1") for number in (0, 1)]
+    await_step(tmp_path / "run", 12, running)
+    (worker,) = Path(f"/proc/{running[1].pid}/task/{running[1].pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    ended = finish(*running, within=150)
+    assert [code for code, _ in ended] == [0, 0], ended
+    train_here(config, "--run.dir", str(tmp_path / "alone"))
+    assert_same_losses(tmp_path / "run", tmp_path / "alone")
+
+
 def test_a_link_that_is_cut(tmp_path: Path, hosts: Hosts) -> None:
     """The run ends on both hosts, and the same command goes on when the link is up again."""
     config = write_config(tmp_path, train__steps=300, train__checkpoint_every=10, train__eval_every=0)
@@ -156,7 +171,7 @@ def test_a_link_that_is_cut(tmp_path: Path, hosts: Hosts) -> None:
     await_step(tmp_path / "run", 25, running)
     hosts.ip(0, "link", "set", hosts.links[0], "down")
     cut = time.monotonic()
-    ended = finish(*running, within=90)
+    ended = finish(*running, within=150)
     print(f"ended {time.monotonic() - cut:.0f} s after the cut: {error_lines(ended)}")
     assert all(code != 0 for code, _ in ended)
     stopped_at = records(tmp_path / "run")[-1]["step"]

@@ -1,6 +1,7 @@
 """ZeRO-1 on 1 to 4 real ranks against plain torch on one: losses, gradient norms, weights, and the order of what is
 sent."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def test_shard_groups_change_nothing(tmp_path: Path, shard_group: int) -> None:
     for rank in ranks:
         assert torch.equal(rank["params"], ranks[0]["params"])
         assert rank["state_bytes"] == 12 * rank["elements"] / shard_group
+
+
+def follow_on_nodes(world: World, shard_group: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """`follow`, on nodes of two ranks."""
+    return follow(
+        replace(world, local_rank=world.rank % 2, local_world_size=2), "mindllm", dtype, {"shard_group": shard_group}
+    )
+
+
+@pytest.mark.parametrize(("shard_group", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (2, torch.float32)])
+def test_nodes_change_nothing(tmp_path: Path, shard_group: int | None, dtype: torch.dtype) -> None:
+    """Two nodes of two ranks, which sum on the nodes first and then between them."""
+    expected = [loss for loss, _ in plain_steps("mindllm", STEPS, dtype)]
+    ranks = run_ranks(follow_on_nodes, [4], tmp_path, shard_group, dtype)[4]
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    np.testing.assert_allclose([loss for loss, _ in ranks[0]["reports"]], expected, rtol=tolerance)
+    assert all(torch.equal(rank["params"], ranks[0]["params"]) for rank in ranks)
 
 
 class Chain(nn.Module):

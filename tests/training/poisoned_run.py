@@ -36,9 +36,11 @@ def poison(module: nn.Module, args: Any, token_losses: Tensor) -> Tensor:
 
 
 def flip_and_compare(model: nn.Module, step: int) -> None:
+    weight = dict(model.named_parameters())["layers.1.ffn_out"].data
     if FAULTS.get("flips", {}).get(str(step)) == WORLD.rank:
-        weight = dict(model.named_parameters())["layers.1.ffn_out"]
-        weight.data.view(-1)[5:6].view(torch.int32)[0] ^= 1
+        weight.view(-1)[5:6].view(torch.int32)[0] ^= 1
+    if FAULTS.get("nans", {}).get(str(step)) == WORLD.rank:
+        weight.view(-1)[5] = torch.nan
     refuse_different_replicas(model, step)
 
 

@@ -179,9 +179,10 @@ def test_token_beyond_the_vocabulary_names_the_document(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("log_every", ["1", "1000"])
-def test_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path, log_every: str) -> None:
+def test_weights_that_are_lost_end_the_run(tmp_path: Path, log_every: str) -> None:
     config = write_config(tmp_path, optim__clip_grad_norm=0.0, train__checkpoint_every=1, train__keep_checkpoints=0)
-    with pytest.raises(MindLLMError, match=r"step \d+: the loss, its gradient or a weight is not finite"):
+    expected = r"step 21: loss or gradient of 5 steps in a row .* after going back to step 1 3 times; lower optim\.lr"
+    with pytest.raises(MindLLMError, match=expected):
         train_here(
             config, "--optim.lr", "1e30", "--optim.schedule.kind", "constant", "--train.steps", "40",
             "--train.log_every", log_every,
@@ -208,13 +209,13 @@ def test_one_line_and_exit_code_2(tmp_path: Path, ranks: int) -> None:
 def test_a_mistake_that_only_another_rank_meets_is_printed(tmp_path: Path) -> None:
     program = (
         "from mindllm_engine import command_line, errors\n"
-        "command_line.SECONDS_FOR_RANK_0 = 0.1\n"
         "def main(): raise errors.DataError('x.bin: damaged')\n"
         "command_line.run_tool(main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment() | {"RANK": "1"}, capture_output=True, text=True
-    )
+        [sys.executable, "-c", program],
+        env=environment() | {"RANK": "1", "WORLD_SIZE": "2"}, capture_output=True, text=True,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, "error: x.bin: damaged\n")
 
 
@@ -238,8 +239,8 @@ def test_full_disk_under_torchrun_is_one_line_too(tmp_path: Path) -> None:
         command(config, ranks=2),
         env=environment(), capture_output=True, text=True, preexec_fn=limit_file_size, timeout=120,
     )  # fmt: skip
-    errors = [line for line in done.stderr.splitlines() if "cannot save" in line]
-    assert len(errors) == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]  # torchrun's report repeats it
+    assert "cannot save" in line
     assert done.returncode != 0
     assert "Connection closed" not in done.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from mindllm_engine.optim.flat_parameters import layout
 
 from mindllm_engine.command_line import config_to_yaml, parse_arguments
+from mindllm_engine.distributed.execution_order import definition_order
+from mindllm_engine.distributed.layout import make_layout
 from mindllm_engine.training.config import RunConfig
 from tests.training.tiny_run import ROOT
 
@@ -35,9 +36,12 @@ def test_parameters_of_the_real_networks(name: str, parameters: int) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_parameters_begin_where_128_bit_accesses_want_them(path: Path) -> None:
     model = load(path.stem).model.build(device="meta")
-    slots, decayed = layout({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-    assert all(slot.start % 64 == 0 for slot in slots)
-    assert decayed % 64 == 0
+    config = load(path.stem)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for world_size in (1, 3, 64):
+        layout = make_layout(shapes, definition_order(model).gradients, world_size, config.distributed.bucket_elements)
+        assert all(slot.start % 64 == 0 for slot in layout.slots)
+        assert all(bucket.slice_of(1 % world_size).start % 64 == 0 for bucket in layout.buckets)
 
 
 def test_real_text_has_at_least_8_million_parameters() -> None:

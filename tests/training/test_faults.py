@@ -166,6 +166,13 @@ def test_drifting_replicas_end_the_run(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_00000004"
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    done = launch_poisoned({"nans": {"8": 0}}, write_config(tmp_path), "--faults.check_replicas_every", "2", ranks=1)
+    assert done.returncode == 2
+    assert "error: step 8: a weight is not finite; lower optim.lr or look at the data" in done.stderr
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_00000004"
+
+
 ENDLESS = {
     "train__steps": 100_000, "train__eval_every": 0, "train__checkpoint_every": 0, "data__blocks": [{"max_epochs": 1e6}]
 }  # fmt: skip
