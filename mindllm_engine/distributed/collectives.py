@@ -19,6 +19,10 @@ reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduc
 all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+# None stands for all ranks.
+Group = dist.ProcessGroup | None
+
+
 @dataclass(frozen=True)
 class ShardGroups:
     """This rank among those it exchanges with.
@@ -77,12 +81,54 @@ def node_size_of(world: World) -> int:
     return 1 if any_rank(not is_regular) else size
 
 
+class Exchange:
+    """What this rank sends to each other rank of a group, and receives from it, begun when made.
+
+    By gloo as messages between pairs, which cost a third of the time of its collectives, and of their work on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.works: list[Any] = []
+        self.kept: list[Tensor] = []  # until all is sent
+
+    def send_rows(self, rows: Tensor, received: Tensor, wire: torch.dtype, mine: int, group: Group) -> None:
+        """Send `rows[p]` (ranks, ...) fp32 to rank p in the wire's dtype; `received` (ranks - 1, elements) holds what
+        the others have sent, in their order."""
+        others = [*range(mine), *range(mine + 1, rows.shape[0])]
+        if rows.device.type == "cpu":
+            self.kept = [rows[other].to(wire).contiguous() for other in others]
+            self.send_pairs([row.view(-1) for row in self.kept], list(received), others, group)
+            return
+        sent = torch.empty((len(others), *rows.shape[1:]), dtype=wire, device=rows.device)
+        sent[:mine].copy_(rows[:mine])
+        sent[mine:].copy_(rows[mine + 1 :])
+        splits = [received.shape[1]] * rows.shape[0]
+        splits[mine] = 0
+        self.kept = [sent]
+        work = dist.all_to_all_single(received.view(-1), sent.view(-1), splits, splits, group=group, async_op=True)
+        self.works.append(work)
+
+    def send_pairs(self, sent: list[Tensor], received: list[Tensor], others: list[int], group: Group) -> None:
+        """Send each of `others` (ranks in the group) a tensor, and receive one from it. Messages between two ranks
+        arrive in the order in which both ask for them."""
+        for ours, theirs, other in zip(sent, received, others, strict=True):
+            self.works.append(dist.isend(ours, group=group, group_dst=other))
+            self.works.append(dist.irecv(theirs, group=group, group_src=other))
+
+    def wait(self) -> None:
+        """Wait for all of it (on a GPU: let the current stream wait)."""
+        for work in self.works:
+            work.wait()
+        self.works, self.kept = [], []
+
+
 class Reduction:
     """The reduce-scatter of one bucket, begun when made: afterwards this rank's slice of it holds the sum over ranks.
 
-    Each rank sends the others their slices in the wire dtype, (shards - 1) / shards of the bucket in all, and sums what
-    it receives in fp32 in the order of ranks. NCCL does as much by itself where the wire is fp32. Gloo's own
-    reduce-scatter would send twice as much (it is an all-reduce), and NCCL's in bf16 would round after every rank.
+    Each rank sends the others their slices in the wire's dtype, (shards - 1) / shards of the bucket in all, and adds
+    what it receives to its own in fp32, in the order of ranks. NCCL does as much by itself where the wire is fp32.
+    Gloo's own reduce-scatter would send twice as much (it is an all-reduce), and NCCL's in bf16 would round after every
+    rank.
 
     Where the group spans nodes, this is done twice: among the ranks of a node first, each of which then holds a sum of
     1 / node_size of the bucket, and then, with that, between nodes. Each network card so carries 1 / node_size of what
@@ -95,7 +141,6 @@ class Reduction:
         self.own = own
         self.wire = wire
         self.groups = groups
-        self.received: Tensor | None = None
         self.work: Any = None
         if groups.shards == 1:
             self.stages = [self.reduce_across]
@@ -103,19 +148,23 @@ class Reduction:
             self.work = reduce_scatter(own, grads, group=groups.within, async_op=True)
             self.stages = [self.reduce_across]
         elif groups.node_size == groups.shards:
-            self.exchange(grads.to(wire), groups.within)
+            self.exchange(grads.view(groups.shards, -1), groups.shard, groups.within)
             self.stages = [self.sum_own, self.reduce_across]
         else:
             # A slice for each rank, in the order of nodes and then of ranks on them: for each rank of this node, those
             # of the ranks in its place on all nodes.
             slices = grads.view(-1, groups.node_size, own.numel()).transpose(0, 1)
-            self.exchange(slices.to(wire, memory_format=torch.contiguous_format, copy=True), groups.node)
+            place = groups.shard % groups.node_size
+            self.node_sums = slices[place]  # (nodes, slice), this rank's own part of them so far
+            self.exchange(slices, place, groups.node)
             self.stages = [self.sum_node, self.sum_own, self.reduce_across]
 
-    def exchange(self, sent: Tensor, group: dist.ProcessGroup | None) -> None:
-        """Begin to send each rank of a group its part, in order, and to receive as much from each."""
-        self.received = torch.empty_like(sent)
-        self.work = dist.all_to_all_single(self.received, sent.contiguous(), group=group, async_op=True)
+    def exchange(self, rows: Tensor, mine: int, group: Group) -> None:
+        """Begin to send each other rank of a group its row, and to receive this rank's from each."""
+        shape = (rows.shape[0] - 1, rows[0].numel())
+        self.received = torch.empty(shape, dtype=self.wire, device=rows.device)
+        self.work = Exchange()
+        self.work.send_rows(rows, self.received, self.wire, mine, group)
 
     def advance(self) -> bool:
         """Wait for what is under way and begin what follows; returns whether that was the last."""
@@ -128,17 +177,16 @@ class Reduction:
 
     def sum_node(self) -> None:
         """Sum over the node, and exchange the sums between nodes."""
-        assert self.received is not None
-        rows = self.received.view(self.groups.node_size, -1)
-        total = torch.empty(rows.shape[1], dtype=torch.float32, device=rows.device)
-        sum_rows(rows, total)
-        self.exchange(total.to(self.wire), self.groups.between_nodes)
+        sums = self.node_sums.contiguous()
+        add_rows(sums.view(-1), self.received)
+        node = self.groups.shard // self.groups.node_size
+        self.own.copy_(sums[node])
+        self.exchange(sums, node, self.groups.between_nodes)
 
     def sum_own(self) -> None:
         """Sum what has come for this rank's slice."""
-        assert self.received is not None
-        sum_rows(self.received.view(-1, self.own.numel()), self.own)
-        self.received = None
+        add_rows(self.own, self.received)
+        del self.received
 
     def reduce_across(self) -> None:
         """Begin the sum over groups, where there are several."""
@@ -146,20 +194,27 @@ class Reduction:
             self.work = dist.all_reduce(self.own, group=self.groups.across, async_op=True)
 
 
-def sum_rows(rows: Tensor, out: Tensor) -> None:
-    """Sum `rows` (n, elements), fp32 or bf16, into `out` (elements,) fp32, row after row.
+def add_rows(total: Tensor, rows: Tensor) -> None:
+    """Add `rows` (n, elements), fp32 or bf16, to `total` (elements,) fp32.
 
     torch's sum with another dtype, and its addition of bf16 to fp32, are ten times slower on a CPU.
     """
     if rows.device.type != "cpu":
-        torch.sum(rows, dim=0, dtype=torch.float32, out=out)
+        total.add_(rows.sum(dim=0, dtype=torch.float32))
         return
-    out.copy_(rows[0])
-    for row in rows[1:]:
-        out.add_(row.float())
+    for row in rows:
+        total.add_(row.float())
 
 
 def begin_all_gather(params: Tensor, own: Tensor, groups: ShardGroups) -> Any:
     """Begin to collect a bucket's parameters from the ranks of the group, each its slice, in place. What is returned
     has a `wait`; it is None where the rank is alone."""
-    return all_gather(params, own, group=groups.within, async_op=True) if groups.shards > 1 else None
+    if groups.shards == 1:
+        return None
+    if params.device.type != "cpu":
+        return all_gather(params, own, group=groups.within, async_op=True)
+    slices = params.view(groups.shards, -1)
+    others = [shard for shard in range(groups.shards) if shard != groups.shard]
+    exchange = Exchange()
+    exchange.send_pairs([own] * len(others), [slices[other] for other in others], others, groups.within)
+    return exchange

@@ -12,6 +12,7 @@ host need not know what the device has decided.
 """
 
 from functools import cache
+from itertools import pairwise
 
 import torch
 import triton
@@ -60,6 +61,9 @@ def adamw(
     """
     _check(param, master, grad, m, v, decayed, grad_scale)
     beta1, beta2 = betas
+    if not use_triton(param) and param.device.type == "cpu" and master.dtype == torch.float32:
+        _update_on_cpu(param, master, grad, m, v, grad_scale, decayed, lr, weight_decay, step, beta1, beta2, eps)
+        return
     step_size = lr / (1 - beta1**step)
     inverse_root_correction = (1 - beta2**step) ** -0.5
     update = _adamw_operator if use_triton(param) else _reference
@@ -119,6 +123,47 @@ def _check(param: Tensor, master: Tensor, grad: Tensor, m: Tensor, v: Tensor, de
         raise ValueError(f"grad_scale must be one fp32 number, got {tuple(grad_scale.shape)} {grad_scale.dtype}")
     if not 0 <= decayed <= param.numel():
         raise ValueError(f"decayed must lie in 0 to {param.numel()}, got {decayed}")
+
+
+def _update_on_cpu(
+    param: Tensor,
+    master: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad_scale: Tensor,
+    decayed: int,
+    lr: float,
+    weight_decay: float,
+    step: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """The reference for the commonest case, by torch's own loop (that of `torch.optim.AdamW(fused=True)`): half the time
+    of `_reference`, which passes over the arrays once for each operation."""
+    if grad_scale.isnan():
+        return
+    steps = [torch.tensor(float(step))]
+    borders = sorted({*range(0, param.numel(), CHUNK), decayed, param.numel()})
+    for start, stop in pairwise(borders):
+        part = slice(start, stop)
+        torch._fused_adamw_(
+            [master[part]],
+            [grad[part].float() * grad_scale],
+            [m[part]],
+            [v[part]],
+            [],
+            steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay if start < decayed else 0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        param[part].copy_(master[part])
 
 
 def _reference(
