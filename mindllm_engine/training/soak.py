@@ -77,6 +77,8 @@ class SoakConfig(RunConfig):
             raise ConfigError("train.log_every: must be 1, so that every step can be compared")
         if Path(self.run.dir).exists():
             raise ConfigError(f"run.dir: {self.run.dir} exists; delete it, or choose another")
+        if self.json is not None and not Path(self.json).resolve().parent.is_dir():
+            raise ConfigError(f"json: there is no folder for {self.json}; choose another file")
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from mindllm_engine.optim.optimizer import OptimConfig
 from tests.distributed.processes import run_ranks
 from tests.distributed.tiny_steps import NETWORKS, OPTIM, micro_batch, plain_steps, zero1, zero1_step
 
-STEPS = 50
+STEPS, FEWER_STEPS = 50, 20
 
 
-def follow(world: World, network: str, dtype: torch.dtype, config: dict[str, Any]) -> dict[str, Any]:
-    """STEPS steps; what they report, and the parameters that are left."""
+def follow(world: World, network: str, dtype: torch.dtype, config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Some steps; what they report, and the parameters that are left."""
     model = NETWORKS[network].build(dtype=dtype, seed=1)
     backend = zero1(model, world, wire=dtype, **config)
-    reports = [zero1_step(model, backend, world, step) for step in range(STEPS)]
+    reports = [zero1_step(model, backend, world, step) for step in range(steps)]
     backend.wait_for_parameters()
     optimizer = backend.optimizer
     return {
@@ -42,7 +42,7 @@ def follow(world: World, network: str, dtype: torch.dtype, config: dict[str, Any
 @pytest.mark.parametrize("network", NETWORKS)
 def test_fp32_losses_are_those_of_one_process_within_1e_6(tmp_path: Path, network: str) -> None:
     expected = plain_steps(network, STEPS, torch.float32)
-    for size, ranks in run_ranks(follow, [1, 2, 3, 4], tmp_path, network, torch.float32, {}).items():
+    for size, ranks in run_ranks(follow, [1, 2, 3, 4], tmp_path, network, torch.float32, {}, STEPS).items():
         losses, norms = zip(*ranks[0]["reports"], strict=True)
         np.testing.assert_allclose(losses, [loss for loss, _ in expected], rtol=1e-6, err_msg=f"{size} ranks")
         np.testing.assert_allclose(norms, [norm for _, norm in expected], rtol=1e-4, err_msg=f"{size} ranks")
@@ -57,7 +57,7 @@ def test_fp32_losses_are_those_of_one_process_within_1e_6(tmp_path: Path, networ
 def test_bf16_losses_are_those_of_one_process(tmp_path: Path, network: str) -> None:
     """bf16 weights round what fp32 masters keep, so that orders of summation show: 2^-8 of a loss at most."""
     expected = plain_steps(network, STEPS, torch.bfloat16)
-    for size, ranks in run_ranks(follow, [1, 2, 3, 4], tmp_path, network, torch.bfloat16, {}).items():
+    for size, ranks in run_ranks(follow, [1, 2, 3, 4], tmp_path, network, torch.bfloat16, {}, STEPS).items():
         losses = [loss for loss, _ in ranks[0]["reports"]]
         np.testing.assert_allclose(losses, [loss for loss, _ in expected], rtol=2**-8, err_msg=f"{size} ranks")
         assert all(torch.equal(rank["params"], ranks[0]["params"]) for rank in ranks)
@@ -66,8 +66,9 @@ def test_bf16_losses_are_those_of_one_process(tmp_path: Path, network: str) -> N
 @pytest.mark.parametrize("shard_group", [1, 2])
 def test_shard_groups_change_nothing(tmp_path: Path, shard_group: int) -> None:
     """Groups of one are plain data parallelism; two groups of two hold the state twice."""
-    expected = [loss for loss, _ in plain_steps("mindllm", STEPS, torch.float32)]
-    ranks = run_ranks(follow, [4], tmp_path, "mindllm", torch.float32, {"shard_group": shard_group})[4]
+    expected = [loss for loss, _ in plain_steps("mindllm", FEWER_STEPS, torch.float32)]
+    config = {"shard_group": shard_group}
+    ranks = run_ranks(follow, [4], tmp_path, "mindllm", torch.float32, config, FEWER_STEPS)[4]
     np.testing.assert_allclose([loss for loss, _ in ranks[0]["reports"]], expected, rtol=1e-6)
     for rank in ranks:
         assert torch.equal(rank["params"], ranks[0]["params"])
@@ -76,15 +77,14 @@ def test_shard_groups_change_nothing(tmp_path: Path, shard_group: int) -> None:
 
 def follow_on_nodes(world: World, shard_group: int | None, dtype: torch.dtype) -> dict[str, Any]:
     """`follow`, on nodes of two ranks."""
-    return follow(
-        replace(world, local_rank=world.rank % 2, local_world_size=2), "mindllm", dtype, {"shard_group": shard_group}
-    )
+    nodes = replace(world, local_rank=world.rank % 2, local_world_size=2)
+    return follow(nodes, "mindllm", dtype, {"shard_group": shard_group}, FEWER_STEPS)
 
 
 @pytest.mark.parametrize(("shard_group", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (2, torch.float32)])
 def test_nodes_change_nothing(tmp_path: Path, shard_group: int | None, dtype: torch.dtype) -> None:
     """Two nodes of two ranks, which sum on the nodes first and then between them."""
-    expected = [loss for loss, _ in plain_steps("mindllm", STEPS, dtype)]
+    expected = [loss for loss, _ in plain_steps("mindllm", FEWER_STEPS, dtype)]
     ranks = run_ranks(follow_on_nodes, [4], tmp_path, shard_group, dtype)[4]
     tolerance = 1e-6 if dtype == torch.float32 else 2**-8
     np.testing.assert_allclose([loss for loss, _ in ranks[0]["reports"]], expected, rtol=tolerance)

@@ -7,14 +7,12 @@ They are given torchrun's environment, with a store that outlives a run, so that
 import os
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mindllm_engine.command_line import parse_arguments
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
 
@@ -48,7 +46,7 @@ class RankPool:
             process.kill()
             process.join()
 
-    def pretrain(self, ranks: int, config: Path, *options: str) -> None:
+    def pretrain(self, ranks: int, config: RunConfig) -> None:
         """Train on the first so many ranks, to the end. Fails with the traceback of the first rank that fails."""
         self.runs += 1
         environment = {
@@ -57,21 +55,21 @@ class RankPool:
             "TORCHELASTIC_RESTART_COUNT": str(self.runs), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
         }  # fmt: skip
         for rank, pipe in enumerate(self.pipes[:ranks]):
-            pipe.send((environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, ["--config", str(config), *options]))
+            pipe.send((environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, config))
         for rank, pipe in enumerate(self.pipes[:ranks]):
-            assert pipe.poll(SECONDS_A_RUN), f"rank {rank} of {ranks} is stuck: {options}"
+            assert pipe.poll(SECONDS_A_RUN), f"rank {rank} of {ranks} is stuck: {config}"
             failure = pipe.recv()
-            assert failure is None, f"rank {rank} of {ranks}, {options}: {failure}"
+            assert failure is None, f"rank {rank} of {ranks}: {failure}"
 
 
 def serve(pipe: Connection) -> None:
     """One of the processes: runs until the pipe is closed."""
     torch.set_num_threads(1)
     while True:
-        environment, arguments = pipe.recv()
+        environment, config = pipe.recv()
         os.environ.update(environment)
         try:
-            pretrain(parse_arguments(RunConfig, "", arguments))
+            pretrain(config)
             pipe.send(None)
         except BaseException:
             pipe.send(traceback.format_exc())

@@ -4,6 +4,7 @@ and on other ranks or another backend with the same losses."""
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mindllm_engine.command_line import parse_arguments
+from mindllm_engine.training.config import RunConfig
 from tests.training.rank_pool import RankPool
 from tests.training.tiny_run import launch, losses, records, write_config
 
 STEPS = 20
+pytestmark = pytest.mark.timeout(900)  # a few hundred runs
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def pool() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A global batch that 1, 2, 3 and 4 ranks share evenly, in several micro-batches each, and several buckets."""
     return write_config(
         tmp_path_factory.mktemp("matrix"),
@@ -33,26 +37,52 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__micro_batch_size=1,
         train__eval_every=5,
         train__checkpoint_every=0,
+        train__gc_every=0,
         distributed={"bucket_elements": 5000},
     )
 
 
+class Trainer:
+    """Trains the run of a configuration in a folder, on some ranks, to its end or until after a step."""
+
+    def __init__(self, pool: RankPool, yaml: Path) -> None:
+        self.pool = pool
+        self.folder = yaml.parent
+        self.config = parse_arguments(RunConfig, "", ["--config", str(yaml)])
+
+    def __call__(self, folder: Path, ranks: int, stop: int | None = None, backend: Any = "native") -> None:
+        self.pool.pretrain(
+            ranks,
+            replace(
+                self.config,
+                run=replace(self.config.run, dir=str(folder)),
+                train=replace(self.config.train, stop_after=stop),
+                distributed=replace(self.config.distributed, backend=backend),
+            ),
+        )
+        assert losses(folder)[-1][0] == (stop or STEPS)
+
+
 @pytest.fixture(scope="module")
-def whole(pool: RankPool, config: Path) -> Path:
+def train(pool: RankPool, yaml: Path) -> Trainer:
+    return Trainer(pool, yaml)
+
+
+@pytest.fixture(scope="module")
+def whole(train: Trainer) -> Path:
     """The run folder of two ranks that were not interrupted."""
-    folder = config.parent / "whole"
-    pool.pretrain(2, config, "--run.dir", str(folder))
+    folder = train.folder / "whole"
+    train(folder, 2)
     assert [record["step"] for record in records(folder) if "loss" in record] == [*range(1, STEPS + 1)]
     return folder
 
 
 @pytest.fixture(scope="module")
-def stopped(pool: RankPool, config: Path) -> dict[int, Path]:
+def stopped(train: Trainer) -> dict[int, Path]:
     """The folders of runs of two ranks that were stopped after each step but the last."""
-    folders = {step: config.parent / f"stopped_{step}" for step in range(1, STEPS)}
+    folders = {step: train.folder / f"stopped_{step}" for step in range(1, STEPS)}
     for step, folder in folders.items():
-        pool.pretrain(2, config, "--run.dir", str(folder), "--train.stop_after", str(step))
-        assert losses(folder)[-1][0] == step
+        train(folder, 2, stop=step)
     return folders
 
 
@@ -90,63 +120,59 @@ def assert_close(folder: Path, whole: Path) -> None:
     torch.testing.assert_close(found[:, 3], expected[:, 3], rtol=1e-5, atol=0)
 
 
-def test_same_ranks_bit_for_bit(pool: RankPool, config: Path, whole: Path, stopped: dict[int, Path]) -> None:
+def test_same_ranks_bit_for_bit(train: Trainer, whole: Path, stopped: dict[int, Path]) -> None:
     for folder in stopped.values():
         resumed = shutil.copytree(folder, folder.with_name(f"same_{folder.name}"))
-        pool.pretrain(2, config, "--run.dir", str(resumed))
+        train(resumed, 2)
         assert_equal(resumed, whole)
 
 
-@pytest.mark.parametrize("ranks", [1, 3, 4])
-def test_stopping_at_every_step_is_bit_for_bit_the_same(pool: RankPool, config: Path, ranks: int) -> None:
-    unbroken, broken = config.parent / f"unbroken_{ranks}", config.parent / f"broken_{ranks}"
-    pool.pretrain(ranks, config, "--run.dir", str(unbroken))
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_stopped_after_every_step_bit_for_bit(train: Trainer, ranks: int) -> None:
+    unbroken, broken = train.folder / f"unbroken_{ranks}", train.folder / f"broken_{ranks}"
+    train(unbroken, ranks)
     for step in range(1, STEPS + 1):
-        pool.pretrain(ranks, config, "--run.dir", str(broken), "--train.stop_after", str(step))
+        train(broken, ranks, stop=step)
     assert_equal(broken, unbroken)
 
 
-def go_on(pool: RankPool, config: Path, folder: Path, name: str, step: int, legs: list[tuple[int, str]]) -> Path:
+def go_on(train: Trainer, folder: Path, name: str, step: int, legs: list[tuple[int, str]]) -> Path:
     """Copy a run stopped after `step`, and go on for one step on each of these (ranks, backend), on the last to the
     end; returns the new folder."""
     moved = shutil.copytree(folder, folder.with_name(f"{name}_{step}"))
     for ranks, backend in legs[:-1]:
         step += 1
         if step < STEPS:
-            stop = ("--train.stop_after", str(step))
-            pool.pretrain(ranks, config, "--run.dir", str(moved), "--distributed.backend", backend, *stop)
-            assert losses(moved)[-1][0] == step
+            train(moved, ranks, step, backend)
     ranks, backend = legs[-1]
-    pool.pretrain(ranks, config, "--run.dir", str(moved), "--distributed.backend", backend)
+    train(moved, ranks, backend=backend)
     return moved
 
 
-def test_2_to_4_to_3_to_1_ranks(pool: RankPool, config: Path, whole: Path, stopped: dict[int, Path]) -> None:
+def test_2_to_4_to_3_to_1_ranks(train: Trainer, whole: Path, stopped: dict[int, Path]) -> None:
     for step, folder in stopped.items():
-        moved = go_on(pool, config, folder, "ranks", step, [(4, "native"), (3, "native"), (1, "native")])
-        assert_close(moved, whole)
+        assert_close(go_on(train, folder, "ranks", step, [(4, "native"), (3, "native"), (1, "native")]), whole)
 
 
-def test_native_to_deepspeed_to_native(pool: RankPool, config: Path, whole: Path, stopped: dict[int, Path]) -> None:
+def test_native_to_deepspeed_to_native(train: Trainer, whole: Path, stopped: dict[int, Path]) -> None:
     pytest.importorskip("deepspeed")
     for step, folder in stopped.items():
-        assert_close(go_on(pool, config, folder, "backends", step, [(2, "deepspeed"), (2, "native")]), whole)
+        assert_close(go_on(train, folder, "backends", step, [(2, "deepspeed"), (2, "native")]), whole)
 
 
-def test_ranks_and_backend_change_at_every_step(pool: RankPool, config: Path, whole: Path) -> None:
+def test_ranks_and_backend_change_after_every_step(train: Trainer, whole: Path) -> None:
     pytest.importorskip("deepspeed")
-    folder = config.parent / "nomad"
+    folder = train.folder / "nomad"
     for step in range(1, STEPS + 1):
-        ranks, backend = (2, 4, 3, 1)[step % 4], ("native", "deepspeed", "deepspeed", "native", "native")[step % 5]
-        options = ("--distributed.backend", backend, "--train.stop_after", str(step))
-        pool.pretrain(ranks, config, "--run.dir", str(folder), *options)
+        backend = ("native", "deepspeed", "deepspeed", "native", "native")[step % 5]
+        train(folder, (2, 4, 3, 1)[step % 4], step, backend)
     assert_close(folder, whole)
 
 
-def test_torchrun_does_the_same(config: Path, whole: Path) -> None:
-    """Under torchrun, with two stops; also shows that the pool trains as torchrun does."""
-    folder = config.parent / "torchrun"
-    for ranks, options in ((2, ("--train.stop_after", "7")), (2, ())):
-        done = launch(config, "--run.dir", str(folder), *options, ranks=ranks)
+def test_torchrun_does_the_same(yaml: Path, whole: Path) -> None:
+    """Stopped and resumed under torchrun, to the last bit as in the pool."""
+    folder = yaml.parent / "torchrun"
+    for options in (("--train.stop_after", "7"), ()):
+        done = launch(yaml, "--run.dir", str(folder), *options, ranks=2)
         assert done.returncode == 0, done.stderr
     assert_equal(folder, whole)

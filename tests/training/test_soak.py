@@ -64,6 +64,7 @@ def test_three_kills(tmp_path: Path) -> None:
         (["--train.log_every", "2"], "train.log_every: must be 1"),
         (["--ranks", "3"], "train.global_batch_size: 8 is not a multiple"),
         (["--run.dir", "."], "run.dir: . exists; delete it, or choose another"),
+        (["--json", "nowhere/tally.json"], "json: there is no folder for nowhere/tally.json"),
         (["--kils", "3"], "did you mean kills?"),
     ],
 )
