@@ -222,12 +222,7 @@ class Watchdog:
             f"error: rank {self.rank} in {line}; start the run again: it goes on from its newest checkpoint"
         )
         record_failure(line)
-        try:
-            with self.lock:
-                is_first = self.store.add("said", 1) == 1
-        except RuntimeError:
-            is_first = True
-        if is_first and is_mine_to_tell(line, of_another_rank=True):
+        if is_mine_to_tell(line, of_another_rank=True):  # all ranks wait in it, so that none ends the one that tells
             print(line, file=sys.stderr, flush=True)
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             for _ in range(2):  # it holds the store, where the others look for what has been said
