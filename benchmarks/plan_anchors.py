@@ -104,13 +104,15 @@ COLLECTIVES = (
 
 
 def tokens_per_second(run: Run, plan: Plan) -> float:
-    """Of one GPU; an engine that does not overlap waits for an all-reduce of all gradients and for all parameters."""
+    """Of one GPU. An engine that does not overlap waits for an all-reduce of all gradients and for all parameters; it
+    sends one parameter after the other, as nanotron does (src/nanotron/optim/zero.py and gradient_accumulator.py; that
+    coalesced messages do not share their latencies is assumed), whatever our buckets are."""
     seconds = plan.step.total
     if not run.overlaps:
         links, group = Network(plan.hardware), neighbours(run.gpus, int(plan.hardware.gpus_per_node.value))
-        buckets = [bucket.stop - bucket.start for bucket in plan.layout.buckets]
+        sizes = [slot.stop - slot.start for slot in plan.layout.slots]
         seconds = plan.step.forward_backward + plan.step.update
-        seconds += sum(links.all_reduce(4 * elements, group) + links.ring(2 * elements, group) for elements in buckets)
+        seconds += sum(links.all_reduce(4 * elements, group) + links.ring(2 * elements, group) for elements in sizes)
     return plan.workload.global_batch_size * plan.workload.seq_len / seconds / run.gpus
 
 

@@ -32,7 +32,7 @@ from mindllm_engine.distributed.memory_plan import MemoryBytes, OnCpu, memory_by
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.distributed.simulated_cluster import Workload, record_order, take_step
 from mindllm_engine.distributed.zero1 import Zero1
-from mindllm_engine.models.activation_checkpointing import checkpoint_activations
+from mindllm_engine.models.layer_options import apply_layer_options
 from mindllm_engine.models.mindllm import MindLLMConfig
 from mindllm_engine.optim.optimizer import OptimConfig
 
@@ -80,7 +80,7 @@ def planned(case: Workload) -> MemoryBytes:
     """The plan of exactly this run, made without a process group."""
     model = case.model.build(device="meta", dtype=DTYPES[case.precision])
     order = record_order(model)
-    layout, _ = take_step(model, order, case, RANKS)
+    layout, _ = take_step(model, order, case, RANKS, RANKS)
     return memory_bytes(
         case.model,
         layout,
@@ -88,6 +88,7 @@ def planned(case: Workload) -> MemoryBytes:
         case.micro_batch_size * case.seq_len,
         itemsize=DTYPES[case.precision].itemsize,
         wire_itemsize=case.wire.itemsize,
+        node_size=RANKS,
         checkpointing=case.checkpointing,
         cpu=OnCpu((case.seq_len,) * case.micro_batch_size),
     )
@@ -107,7 +108,7 @@ def train(rank: int, case: Workload, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=timedelta(minutes=5)
     )
     model = case.model.build(dtype=DTYPES[case.precision], seed=1)
-    checkpoint_activations(model, case.checkpointing)
+    apply_layer_options(model, case.checkpointing, compiled=False)
     tokens = case.micro_batch_size * case.seq_len
     ids = torch.arange(tokens) % NETWORK.vocab_size
     positions = torch.arange(tokens) % case.seq_len

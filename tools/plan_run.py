@@ -60,7 +60,7 @@ def main() -> None:
         precision=config.train.precision,
         optim=config.optim,
         distributed=config.distributed,
-        checkpointing=getattr(config.train, "activation_checkpointing", "none"),
+        checkpointing=config.train.activation_checkpointing,
     )
     workload.validate()
     if config.micro_batch_size is not None:

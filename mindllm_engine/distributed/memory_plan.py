@@ -4,7 +4,8 @@
     optimizer               this rank's slices of master weights and moments
     activations             what a micro-batch's forward keeps (`models/activation_memory.py`)
     working                 the loss's logits, or what one layer's backward computes again and its gradients in flight
-    wire                    gradients packed for the network and what arrives of others', of the buckets under way
+    wire                    gradients packed for the network and what arrives of others', of the buckets under way, and
+                            where the optimizer is shared over nodes the same of all sums of nodes
 
 Activations shrink during backward while buckets leave, so the peak is that of a moment and not the sum of all kinds. It
 leaves out what no tensor holds: the context of CUDA and NCCL's buffers, a few GB, and the allocator's fragmentation.
@@ -61,6 +62,7 @@ def memory_bytes(
     *,
     itemsize: int,
     wire_itemsize: int,
+    node_size: int,
     master: str = "fp32",
     checkpointing: ActivationCheckpointing = "none",
     cpu: OnCpu | None = None,
@@ -69,6 +71,7 @@ def memory_bytes(
 
     Args:
         itemsize, wire_itemsize: bytes of an element of the parameters, and of gradients on the network.
+        node_size: ranks of a shard group on a node, where it spans several; else all of them.
         cpu: for a run on a CPU.
     """
     activations = activation_bytes(
@@ -87,12 +90,11 @@ def memory_bytes(
     embedding = config.vocab_size * config.hidden_size * itemsize if cpu is not None else 0
     moments = {"the loss": activations.peak}
     left = layers_left(layout.buckets, gradient_order, config.n_layers)
-    wire = wire_bytes(layout, wire_itemsize, on_gpu=cpu is None)
+    wire = wire_bytes(layout, wire_itemsize, node_size, on_gpu=cpu is None)
     for index, bucket in enumerate(layout.buckets):
-        under_way = sum(wire[max(0, index - MAX_IN_FLIGHT + 1) : index + 1])
         kept = activations.layers * left[index] // config.n_layers
         working = activations.working if left[index] else 2 * embedding
-        moments[f"backward, bucket {bucket.index}"] = kept + max(working, embedding) + under_way
+        moments[f"backward, bucket {bucket.index}"] = kept + max(working, embedding) + wire[index]
     at = max(moments, key=lambda moment: moments[moment])
     persistent = parameters + gradients + optimizer
     return MemoryBytes(
@@ -101,19 +103,32 @@ def memory_bytes(
         optimizer,
         activations.kept,
         activations.working,
-        max(sum(wire[first : first + MAX_IN_FLIGHT]) for first in range(len(wire))),
+        max(wire),
         persistent + moments[at],
         at,
     )
 
 
-def wire_bytes(layout: Layout, wire_itemsize: int, on_gpu: bool) -> list[int]:
-    """Of each bucket, what its reduction allocates (`collectives.Reduction`): nothing where NCCL sums fp32 in place,
-    and no packed copy where the wire is fp32."""
+def wire_bytes(layout: Layout, wire_itemsize: int, node_size: int, on_gpu: bool) -> list[int]:
+    """What all reductions hold when each bucket has left (`collectives.Reduction`): of the last MAX_IN_FLIGHT buckets
+    what is sent and what is received; with nodes, of each one before them the same of its sum on the node, which
+    `zero1.Zero1` leaves on the network until backward is over.
+
+    Nothing where NCCL sums fp32 in place, and no packed copy where the wire is fp32 and there are no nodes. Summing a
+    bucket on the node takes no more than sending the next one: with its sum in fp32, (1 + 4 / node_size) of what was
+    received, against 2.
+    """
     if layout.shards == 1 or (on_gpu and wire_itemsize == MAIN_GRADIENT_BYTES):
         return [0] * len(layout.buckets)
-    copies = 1 if wire_itemsize == MAIN_GRADIENT_BYTES else 2
-    return [copies * (bucket.stop - bucket.start) * wire_itemsize for bucket in layout.buckets]
+    has_nodes = node_size < layout.shards
+    copies = 1 if wire_itemsize == MAIN_GRADIENT_BYTES and not has_nodes else 2
+    whole = [copies * (bucket.stop - bucket.start) * wire_itemsize for bucket in layout.buckets]
+    held = []
+    for index in range(len(whole)):
+        first = max(0, index - MAX_IN_FLIGHT + 1)
+        sums_of_node = sum(whole[:first]) // node_size if has_nodes else 0
+        held.append(sum(whole[first : index + 1]) + sums_of_node)
+    return held
 
 
 def layers_left(buckets: Sequence[Bucket], gradient_order: Sequence[str], n_layers: int) -> list[int]:

@@ -44,6 +44,12 @@ def strided(ranks: int, stride: int, gpus_per_node: int) -> Group:
     return Group(-(-ranks // per_node), per_node)
 
 
+def ranks_on_node(shards: int, gpus_per_node: int) -> int:
+    """Ranks of a shard group that exchange gradients with each other before nodes do: all of them where the group does
+    not fill several nodes (`collectives.make_shard_groups`)."""
+    return gpus_per_node if shards > gpus_per_node > 1 and shards % gpus_per_node == 0 else shards
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Seconds of a hop within a node and between nodes, and the share of the bandwidth that carries data."""

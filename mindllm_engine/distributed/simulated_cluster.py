@@ -29,7 +29,7 @@ from mindllm_engine.distributed.execution_order import ExecutionOrder, record_ex
 from mindllm_engine.distributed.hardware import Hardware
 from mindllm_engine.distributed.layout import Bucket, Layout
 from mindllm_engine.distributed.memory_plan import MAIN_GRADIENT_BYTES, MemoryBytes, memory_bytes
-from mindllm_engine.distributed.network_model import Group, neighbours, strided
+from mindllm_engine.distributed.network_model import Group, neighbours, ranks_on_node, strided
 from mindllm_engine.distributed.network_model import Network as Links
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.distributed.step_timeline import BucketSeconds, StepSeconds, simulate_step
@@ -179,7 +179,7 @@ def plan_run(workload: Workload, hardware: Hardware, gpus: int) -> Plan:
         workload.checkpointing,
     )
     layout, messages = take_step(model, order, workload, gpus, int(hardware.gpus_per_node.value))
-    memory = memory_of(workload, layout, order)
+    memory = memory_of(workload, layout, order, int(hardware.gpus_per_node.value))
     step = step_seconds(compute, layout, order, workload, hardware, gpus)
     return Plan(workload, hardware, gpus, notes, layout, order, messages, memory, compute, step, flops_per_token)
 
@@ -256,23 +256,24 @@ def take_step(
             zero1.backward(probe_loss(model), last=True)
             zero1.step(1.0, PROBE_TOKENS, torch.zeros(2, dtype=torch.float64, device="meta"), is_not_finite)
             zero1.wait_for_parameters()
-    shards, node_size = zero1.layout.shards, zero1.groups.node_size
-    buckets = {(bucket.stop - bucket.start) * workload.wire.itemsize for bucket in zero1.layout.buckets}
-    messages = []
-    for operator, size in counter.collectives:
-        if "reduce_scatter" in operator:
-            messages.append(Message("exchange of gradients", size, shards))
-        elif "alltoall" in operator and size in buckets:
-            messages.append(Message("exchange of gradients", size, node_size))
-        elif "alltoall" in operator:
-            messages.append(Message("exchange between nodes", size, shards // node_size))
-        elif "allgather" in operator:
-            messages.append(Message("all-gather of parameters", size, shards))
-        elif size == SCALAR_BYTES:
-            messages.append(Message("scalars", size, gpus))
-        else:
-            messages.append(Message("sum among shard groups", size, gpus // shards))
+        between_nodes = zero1.groups.between_nodes
+        other = None if between_nodes is None else between_nodes.group_name
+        messages = [
+            Message(kind_of(operator, size, group.group_name == other), size, group.size())
+            for operator, size, group in counter.collectives
+        ]
     return zero1.layout, tuple(messages)
+
+
+def kind_of(operator: str, size: int, is_between_nodes: bool) -> MessageKind:
+    """What a collective of `size` bytes is for."""
+    if is_between_nodes:
+        return "exchange between nodes"
+    if "alltoall" in operator or "reduce_scatter" in operator:
+        return "exchange of gradients"
+    if "allgather" in operator:
+        return "all-gather of parameters"
+    return "scalars" if size == SCALAR_BYTES else "sum among shard groups"
 
 
 @contextmanager
@@ -292,22 +293,24 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Notes each collective issued while it is entered: its name, and the bytes of its largest tensor."""
+    """Notes each collective issued while it is entered: its name, the bytes of its largest tensor, and its group."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.collectives: list[tuple[str, int]] = []
+        self.collectives: list[tuple[str, int, dist.ProcessGroup]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             sizes = [
                 x.numel() * x.element_size() for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, Tensor)
             ]
-            self.collectives.append((func._schema.name, max(sizes)))
+            names = [argument.name for argument in func._schema.arguments]
+            group = dist.ProcessGroup.unbox(args[names.index("process_group")])
+            self.collectives.append((func._schema.name, max(sizes), group))
         return func(*args, **(kwargs or {}))
 
 
-def memory_of(workload: Workload, layout: Layout, order: ExecutionOrder) -> MemoryBytes:
+def memory_of(workload: Workload, layout: Layout, order: ExecutionOrder, gpus_per_node: int) -> MemoryBytes:
     """Bytes of a rank on a GPU."""
     return memory_bytes(
         workload.model,
@@ -316,6 +319,7 @@ def memory_of(workload: Workload, layout: Layout, order: ExecutionOrder) -> Memo
         workload.micro_batch_size * workload.seq_len,
         itemsize=DTYPES[workload.precision].itemsize,
         wire_itemsize=workload.wire.itemsize,
+        node_size=ranks_on_node(layout.shards, gpus_per_node),
         master=workload.optim.master,
         checkpointing=workload.checkpointing,
     )
@@ -323,7 +327,8 @@ def memory_of(workload: Workload, layout: Layout, order: ExecutionOrder) -> Memo
 
 def memory_of_mode(plan: Plan, mode: ActivationCheckpointing) -> MemoryBytes:
     """Bytes of a rank with another activation checkpointing."""
-    return memory_of(replace(plan.workload, checkpointing=mode), plan.layout, plan.order)
+    workload = replace(plan.workload, checkpointing=mode)
+    return memory_of(workload, plan.layout, plan.order, int(plan.hardware.gpus_per_node.value))
 
 
 def step_seconds(
@@ -360,8 +365,9 @@ def bucket_seconds(
     elif wire == MAIN_GRADIENT_BYTES:
         within = links.ring(elements * wire, group)
     else:
-        has_levels = group.nodes > 1 and shards % links.gpus_per_node == 0
-        node = Group(1, links.gpus_per_node) if has_levels else group
+        node_size = ranks_on_node(shards, links.gpus_per_node)
+        has_levels = node_size < shards
+        node = Group(1, node_size) if has_levels else group
         within = links.all_to_all(elements * wire, node)
         pack = elements * (MAIN_GRADIENT_BYTES + wire) / bandwidth
         total = (elements * wire + bucket.slice_elements * MAIN_GRADIENT_BYTES) / bandwidth
@@ -392,8 +398,10 @@ def ways_to_fit(plan: Plan) -> list[str]:
     if workload.precision == "bf16" and workload.optim.master == "fp32":
         split = replace(workload.optim, master="bf16_and_bits")
         changes.append(("optim.master bf16_and_bits", replace(workload, optim=split)))
-    limit = plan.hardware.memory_bytes.value
-    return [text for text, changed in changes if memory_of(changed, plan.layout, plan.order).peak <= limit]
+    limit, gpus_per_node = plan.hardware.memory_bytes.value, int(plan.hardware.gpus_per_node.value)
+    return [
+        text for text, changed in changes if memory_of(changed, plan.layout, plan.order, gpus_per_node).peak <= limit
+    ]
 
 
 def quicker_settings(plan: Plan) -> list[tuple[str, Plan]]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -11,13 +12,20 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from benchmarks.plan_run_memory import highest_rise
 from mindllm_engine.distributed.backend import DistributedConfig
 from mindllm_engine.distributed.compute_model import MicroBatchSeconds, micro_batch_seconds
-from mindllm_engine.distributed.layout import make_layout
-from mindllm_engine.distributed.network_model import Group, Network, neighbours, strided
+from mindllm_engine.distributed.execution_order import definition_order
+from mindllm_engine.distributed.layout import Bucket, make_layout
+from mindllm_engine.distributed.memory_plan import wire_bytes
+from mindllm_engine.distributed.network_model import Group, Network, neighbours, ranks_on_node, strided
+from mindllm_engine.distributed.process_group import World
 from mindllm_engine.distributed.simulated_cluster import (
+    Plan,
     Workload,
+    bucket_seconds,
     fit_batch,
     memory_of,
     plan_run,
@@ -27,10 +35,13 @@ from mindllm_engine.distributed.simulated_cluster import (
     ways_to_fit,
 )
 from mindllm_engine.distributed.step_timeline import BucketSeconds, simulate_step
+from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.optim.optimizer import OptimConfig
 from mindllm_engine.training.hardware_files import read_hardware
+from tests.distributed.processes import run_ranks
 from tests.training.tiny_run import ROOT, environment
 
 LINKS = Network(read_hardware("h200"))
@@ -86,6 +97,19 @@ def test_groups_of_ranks():
     assert neighbours(64, 8) == Group(8, 8)
     assert strided(64, 8, 8) == Group(64, 1)  # one rank of each node
     assert strided(16, 2, 8) == Group(4, 4)
+
+
+def test_a_bucket_over_eight_nodes_by_hand():
+    hardware = read_hardware("h100")  # memory moves 0.9 of 3.35 TB/s
+    bucket = Bucket(0, 0, 1 << 26, ("w",), True, 64)
+    seconds = bucket_seconds(bucket, 64, replace(SMALL, precision="bf16"), Network(hardware), hardware, 64)
+    memory, whole, part = 0.9 * 3.35e12, 1 << 26, (1 << 26) / 8
+    assert seconds.pack == pytest.approx((4 + 2) * whole / memory)
+    assert seconds.within == pytest.approx(8.4e-6 + 3.4e-6 + 2 * whole * 7 / 8 / 360e9)
+    # On the node: read bf16, write fp32, read that, write bf16. After the nodes: read bf16, write fp32.
+    node = (2 * whole + 4 * part) + (4 + 2) * part
+    assert seconds.sum == pytest.approx((node + 2 * part + 4 * part / 8) / memory)
+    assert seconds.across == pytest.approx(8.4e-6 + 14e-6 + 2 * part * 7 / 8 / 40e9)
 
 
 # The course of a step
@@ -146,21 +170,74 @@ def test_the_gpu_waits_where_the_network_is_four_buckets_behind():
 # Messages and bytes
 
 
-@pytest.mark.parametrize("config", [MINDLLM, GPT_NEO])
-@pytest.mark.parametrize("wire", ["bf16", "fp32"])
-def test_bytes_on_the_wire_follow_the_formula(config, wire):
-    ranks = 64
-    workload = replace(SMALL, model=config, distributed=DistributedConfig(wire=wire, bucket_elements=100_000))
-    plan = plan_run(workload, read_hardware("h200"), ranks)
-    sent = {}
+def sent_by_kind(plan: Plan) -> dict[str, float]:
+    sent: dict[str, float] = {}
     for message in plan.messages:
         sent[message.kind] = sent.get(message.kind, 0.0) + message.sent
-    each = plan.layout.elements * (ranks - 1) / ranks
-    assert sent["exchange of gradients"] == each * (2 if wire == "bf16" else 4)
-    assert sent["all-gather of parameters"] == each * 2
-    assert sent["scalars"] == 2 * 24 * (ranks - 1) / ranks
+    return sent
+
+
+@pytest.mark.parametrize("config", [MINDLLM, GPT_NEO])
+@pytest.mark.parametrize("wire", ["bf16", "fp32"])
+@pytest.mark.parametrize("ranks", [4, 24, 64])
+def test_bytes_on_the_wire_follow_the_formula(config, wire, ranks):
+    """N elements over nodes of L = 8 ranks and M nodes: (L - 1) / L of them on the node, then of the N / L that a rank
+    has the sums of, (M - 1) / M between nodes. Fp32 goes by NCCL's own reduce-scatter."""
+    workload = replace(SMALL, model=config, distributed=DistributedConfig(wire=wire, bucket_elements=100_000))
+    plan = plan_run(workload, read_hardware("h200"), ranks)
+    elements, nodes = plan.layout.elements, ranks // 8
+    expected = {
+        "scalars": 2 * 24 * (ranks - 1) / ranks,
+        "all-gather of parameters": 2 * elements * (ranks - 1) / ranks,
+        "exchange of gradients": (2 if wire == "bf16" else 4) * elements * (ranks - 1) / ranks,
+    }
+    if nodes and wire == "bf16":
+        expected["exchange of gradients"] = 2 * elements * 7 / 8
+        expected["exchange between nodes"] = 2 * elements / 8 * (nodes - 1) / nodes
+    assert sent_by_kind(plan) == pytest.approx(expected, rel=1e-12)
+    assert len(plan.messages) == len(plan.layout.buckets) * (len(expected) - 1) + 1
     assert elements_of(config) <= plan.layout.elements
     assert sum(slot.stop - slot.start for slot in plan.layout.slots) == elements_of(config)
+
+
+def test_parts_of_a_bucket_are_told_from_smaller_buckets():
+    """An eighth of the embedding's bucket is as large as the bucket of vectors."""
+    config = replace(MINDLLM, vocab_size=256)
+    plan = plan_run(
+        replace(SMALL, model=config, distributed=DistributedConfig(bucket_elements=32_768)), read_hardware("h200"), 64
+    )
+    sizes = {bucket.stop - bucket.start for bucket in plan.layout.buckets}
+    assert any(size // 8 in sizes for size in sizes)
+    between = [message for message in plan.messages if message.kind == "exchange between nodes"]
+    assert sorted(message.size for message in between) == sorted(
+        2 * (bucket.stop - bucket.start) // 8 for bucket in plan.layout.buckets
+    )
+    assert {message.ranks for message in between} == {8}
+
+
+def test_groups_of_two_nodes_exchange_between_them_and_then_sum():
+    workload = replace(SMALL, distributed=DistributedConfig(shard_group=16, bucket_elements=100_000))
+    plan = plan_run(workload, read_hardware("h200"), 64)
+    assert sent_by_kind(plan) == {
+        "scalars": 2 * 24 * 63 / 64,
+        "all-gather of parameters": 2 * plan.layout.elements * 15 / 16,
+        "exchange of gradients": 2 * plan.layout.elements * 7 / 8,
+        "exchange between nodes": 2 * plan.layout.elements / 8 / 2,
+        "sum among shard groups": 2 * 4 * plan.layout.elements / 16 * 3 / 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gpus_per_node", "on_node"), [(1, 8, 1), (8, 8, 8), (12, 8, 12), (16, 8, 8), (6, 1, 6), (6, 2, 2)]
+)
+def test_ranks_that_exchange_on_a_node(gpus: int, gpus_per_node: int, on_node: int):
+    """As ZeRO-1 divides them: nodes only where the group fills several, of several GPUs each."""
+    assert ranks_on_node(gpus, gpus_per_node) == on_node
+    model = MINDLLM.build(device="meta", dtype=torch.bfloat16)
+    _, messages = take_step(model, record_order(model), SMALL, gpus, gpus_per_node)
+    exchanges = {(message.kind, message.ranks) for message in messages if message.kind.startswith("exchange")}
+    between = {("exchange between nodes", gpus // on_node)} if on_node < gpus else set()
+    assert exchanges == ({("exchange of gradients", on_node)} | between if gpus > 1 else set())
 
 
 def test_shard_groups_add_a_sum_of_slices():
@@ -191,14 +268,73 @@ def test_optimizer_bytes_fall_with_the_ranks(ranks, master):
     workload = replace(SMALL, optim=replace(SMALL.optim, master=master))
     model = MINDLLM.build(device="meta", dtype=torch.bfloat16)
     order = record_order(model)
-    layout, _ = take_step(model, order, workload, ranks)
-    memory = memory_of(workload, layout, order)
+    layout, _ = take_step(model, order, workload, ranks, 8)
+    memory = memory_of(workload, layout, order, 8)
     assert memory.parameters == 2 * layout.elements
     assert memory.gradients == 4 * layout.elements
     assert memory.optimizer * ranks == (12 if master == "fp32" else 10) * layout.elements
     assert memory.peak >= memory.persistent + memory.activations
     padding = ranks * 64 * len(layout.buckets) + 64 * len(layout.slots)
     assert elements_of(MINDLLM) <= layout.elements < elements_of(MINDLLM) + padding
+
+
+EQUAL = 32_768  # elements of a matrix, and of a bucket
+MATRICES = 8
+
+
+class Chain(nn.Module):
+    """Matrices of one size and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(256, EQUAL // 256, bias=False) for _ in range(MATRICES))
+
+
+class Unhurried(Zero1):
+    """Waits after each stage of a reduction until gloo's threads have let go of its tensors, which they do a little
+    after it is done."""
+
+    def advance(self, index: int) -> bool:
+        is_done = super().advance(index)
+        time.sleep(0.05)
+        return is_done
+
+
+def scratch_of_reductions(world: World, cases: list[tuple[torch.dtype, int]]) -> list[int]:
+    """The most that a real reduction of all gradients allocates, for each wire and number of ranks on a node."""
+    found = []
+    for wire, on_node in cases:
+        world = replace(world, local_rank=world.rank % on_node, local_world_size=on_node)
+        model = Chain()
+        order = definition_order(model)
+        zero1 = Unhurried(model, world, OptimConfig(), DistributedConfig(bucket_elements=EQUAL), wire, order)
+        assert [bucket.stop - bucket.start for bucket in zero1.layout.buckets] == [EQUAL] * MATRICES
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            zero1.begin_reducing()
+            for name in order.gradients:
+                zero1.finished(name)
+            zero1.finish_reducing()
+        found.append(highest_rise(profiler))
+    return found
+
+
+def test_scratch_is_what_four_real_ranks_allocate(tmp_path: Path):
+    cases = {
+        # Sent and received of four buckets under way; in fp32 gradients are sent from where they lie.
+        (torch.bfloat16, 4): 4 * 2 * 2 * EQUAL,
+        (torch.float32, 4): 4 * 4 * EQUAL,
+        # Nodes of two: besides, sent and received of the halves of the first four; fp32 is put in order of nodes.
+        (torch.bfloat16, 2): 4 * 2 * 2 * EQUAL + 4 * 2 * 2 * EQUAL // 2,
+        (torch.float32, 2): 4 * 2 * 4 * EQUAL + 4 * 2 * 4 * EQUAL // 2,
+    }
+    names = [f"layers.{index}.weight" for index in range(MATRICES)]
+    layout = make_layout(dict.fromkeys(names, (EQUAL // 256, 256)), names, 4, EQUAL)
+    ranks = run_ranks(scratch_of_reductions, [4], tmp_path, list(cases))[4]
+    for number, ((wire, on_node), expected) in enumerate(cases.items()):
+        assert max(wire_bytes(layout, wire.itemsize, on_node, on_gpu=False)) == expected
+        measured = [rank[number] for rank in ranks]
+        # Gloo may still hold what a bucket has sent while the bucket is summed.
+        assert all(expected <= found <= expected + EQUAL * wire.itemsize for found in measured), (wire, on_node, ranks)
 
 
 def test_compute_adds_up_to_flops_at_full_efficiency():
