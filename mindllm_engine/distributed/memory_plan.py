@@ -5,7 +5,7 @@
     activations             what a micro-batch's forward keeps (`models/activation_memory.py`)
     working                 the loss's logits, or what one layer's backward computes again and its gradients in flight
     wire                    gradients packed for the network and what arrives of others', of the buckets under way, and
-                            where the optimizer is shared over nodes the same of all sums of nodes
+                            where the optimizer is shared over nodes the same of sums of nodes
 
 Activations shrink during backward while buckets leave, so the peak is that of a moment and not the sum of all kinds. It
 leaves out what no tensor holds: the context of CUDA and NCCL's buffers, a few GB, and the allocator's fragmentation.
@@ -111,23 +111,30 @@ def memory_bytes(
 
 def wire_bytes(layout: Layout, wire_itemsize: int, node_size: int, on_gpu: bool) -> list[int]:
     """What all reductions hold when each bucket has left (`collectives.Reduction`): of the last MAX_IN_FLIGHT buckets
-    what is sent and what is received; with nodes, of each one before them the same of its sum on the node, which
-    `zero1.Zero1` leaves on the network until backward is over.
+    what is sent to the other ranks (of the node) and what is received of them; with nodes, of as many before them the
+    same of their sums on the node.
 
-    Nothing where NCCL sums fp32 in place, and no packed copy where the wire is fp32 and there are no nodes. Summing a
+    Nothing where NCCL sums fp32 in place, and no packed copy where a CPU sends fp32 and there are no nodes. Summing a
     bucket on the node takes no more than sending the next one: with its sum in fp32, (1 + 4 / node_size) of what was
     received, against 2.
     """
     if layout.shards == 1 or (on_gpu and wire_itemsize == MAIN_GRADIENT_BYTES):
         return [0] * len(layout.buckets)
-    has_nodes = node_size < layout.shards
-    copies = 1 if wire_itemsize == MAIN_GRADIENT_BYTES and not has_nodes else 2
-    whole = [copies * (bucket.stop - bucket.start) * wire_itemsize for bucket in layout.buckets]
+    nodes = layout.shards // node_size
+    is_sent_in_place = not on_gpu and wire_itemsize == MAIN_GRADIENT_BYTES
+    on_node, between_nodes = [], []
+    for bucket in layout.buckets:
+        whole = (bucket.stop - bucket.start) * wire_itemsize
+        received = whole // node_size * (node_size - 1)
+        on_node.append(received if is_sent_in_place and nodes == 1 else 2 * received)
+        part = whole // node_size
+        received = part // nodes * (nodes - 1)
+        # A CPU sends fp32 sums from where they are, which holds all of them.
+        between_nodes.append(received + (part if is_sent_in_place and nodes > 1 else received))
     held = []
-    for index in range(len(whole)):
-        first = max(0, index - MAX_IN_FLIGHT + 1)
-        sums_of_node = sum(whole[:first]) // node_size if has_nodes else 0
-        held.append(sum(whole[first : index + 1]) + sums_of_node)
+    for index in range(len(layout.buckets)):
+        first, second = (max(0, index + 1 - stage * MAX_IN_FLIGHT) for stage in (1, 2))
+        held.append(sum(on_node[first : index + 1]) + sum(between_nodes[second:first]))
     return held
 
 

@@ -259,10 +259,15 @@ def take_step(
         between_nodes = zero1.groups.between_nodes
         other = None if between_nodes is None else between_nodes.group_name
         messages = [
-            Message(kind_of(operator, size, group.group_name == other), size, group.size())
+            Message(kind_of(operator, size, group.group_name == other), whole(operator, size, group), group.size())
             for operator, size, group in counter.collectives
         ]
     return zero1.layout, tuple(messages)
+
+
+def whole(operator: str, size: int, group: dist.ProcessGroup) -> int:
+    """Bytes of the bucket that a collective of `size` bytes is for: an all-to-all leaves out what a rank keeps."""
+    return size // (group.size() - 1) * group.size() if "alltoall" in operator else size
 
 
 def kind_of(operator: str, size: int, is_between_nodes: bool) -> MessageKind:
@@ -369,12 +374,14 @@ def bucket_seconds(
         has_levels = node_size < shards
         node = Group(1, node_size) if has_levels else group
         within = links.all_to_all(elements * wire, node)
-        pack = elements * (MAIN_GRADIENT_BYTES + wire) / bandwidth
-        total = (elements * wire + bucket.slice_elements * MAIN_GRADIENT_BYTES) / bandwidth
-        if has_levels:  # the sums of the node are written in fp32, packed, and their counterparts summed
-            part = elements / node.ranks
+        # Others' slices are read and packed; what comes for this rank's is added to them.
+        part = elements / node.ranks
+        pack = (elements - part) * (MAIN_GRADIENT_BYTES + wire) / bandwidth
+        total = part * bytes_to_add(node.ranks, wire) / bandwidth
+        if has_levels:  # the same with the sums of the node
             between_nodes = links.all_to_all(part * wire, Group(group.nodes, 1))
-            total += part * 2 * (MAIN_GRADIENT_BYTES + wire) / bandwidth
+            total += part * (1 - 1 / group.nodes) * (MAIN_GRADIENT_BYTES + wire) / bandwidth
+            total += part / group.nodes * bytes_to_add(group.nodes, wire) / bandwidth
     replicas = strided(gpus // shards, shards, links.gpus_per_node)
     return BucketSeconds(
         pack=pack,
@@ -384,6 +391,11 @@ def bucket_seconds(
         update=update_seconds(bucket.slice_elements, workload.optim.master, hardware),
         gather=links.ring(elements * DTYPES[workload.precision].itemsize, group),
     )
+
+
+def bytes_to_add(ranks: int, wire: int) -> int:
+    """Bytes an element that `collectives.add_rows` moves on a GPU: all rows in, their sum out; both in, the total out."""
+    return (ranks - 1) * wire + 4 * MAIN_GRADIENT_BYTES
 
 
 def ways_to_fit(plan: Plan) -> list[str]:

@@ -20,7 +20,7 @@ from mindllm_engine.distributed.layout import Bucket, Piece, decays, make_layout
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.optim.optimizer import OptimConfig, ParameterSlice
 
-# Reduce-scatters under way at most: their scratch (twice a bucket in the wire's dtype) is bounded by this.
+# Reduce-scatters in a stage at most: their scratch (twice a bucket in the wire's dtype) is bounded by this.
 MAX_IN_FLIGHT = 4
 
 
@@ -123,8 +123,9 @@ class Zero1:
         index = len(self.reductions)
         bucket = self.layout.buckets[index]
         self.matrices_left.append(self.count_matrices_left())
-        if index >= MAX_IN_FLIGHT:
-            self.advance(index - MAX_IN_FLIGHT)
+        for stage in (1, 2):  # on the node and, where there are several, between nodes
+            if index >= stage * MAX_IN_FLIGHT:
+                self.advance(index - stage * MAX_IN_FLIGHT)
         watchdog.mark(f"reduce-scatter of {self.labels[index]}")
         grads = self.flat.grads[bucket.start : bucket.stop]
         self.reductions.append(Reduction(grads, self.flat.grads[self.slices[index]], self.wire, self.groups))

@@ -104,11 +104,12 @@ def test_a_bucket_over_eight_nodes_by_hand():
     bucket = Bucket(0, 0, 1 << 26, ("w",), True, 64)
     seconds = bucket_seconds(bucket, 64, replace(SMALL, precision="bf16"), Network(hardware), hardware, 64)
     memory, whole, part = 0.9 * 3.35e12, 1 << 26, (1 << 26) / 8
-    assert seconds.pack == pytest.approx((4 + 2) * whole / memory)
+    assert seconds.pack == pytest.approx((4 + 2) * whole * 7 / 8 / memory)
     assert seconds.within == pytest.approx(8.4e-6 + 3.4e-6 + 2 * whole * 7 / 8 / 360e9)
-    # On the node: read bf16, write fp32, read that, write bf16. After the nodes: read bf16, write fp32.
-    node = (2 * whole + 4 * part) + (4 + 2) * part
-    assert seconds.sum == pytest.approx((node + 2 * part + 4 * part / 8) / memory)
+    # On the node: read seven in bf16, write their sum in fp32, read it and this rank's own, write the total; read seven
+    # eighths of that in fp32, write them in bf16. After the nodes: as on the node, with an eighth of it.
+    node = (7 * 2 + 4 + 4 + 4 + 4) * part + (4 + 2) * part * 7 / 8
+    assert seconds.sum == pytest.approx((node + (7 * 2 + 4 + 4 + 4 + 4) * part / 8) / memory)
     assert seconds.across == pytest.approx(8.4e-6 + 14e-6 + 2 * part * 7 / 8 / 40e9)
 
 
@@ -320,12 +321,13 @@ def scratch_of_reductions(world: World, cases: list[tuple[torch.dtype, int]]) ->
 
 def test_scratch_is_what_four_real_ranks_allocate(tmp_path: Path):
     cases = {
-        # Sent and received of four buckets under way; in fp32 gradients are sent from where they lie.
-        (torch.bfloat16, 4): 4 * 2 * 2 * EQUAL,
-        (torch.float32, 4): 4 * 4 * EQUAL,
-        # Nodes of two: besides, sent and received of the halves of the first four; fp32 is put in order of nodes.
-        (torch.bfloat16, 2): 4 * 2 * 2 * EQUAL + 4 * 2 * 2 * EQUAL // 2,
-        (torch.float32, 2): 4 * 2 * 4 * EQUAL + 4 * 2 * 4 * EQUAL // 2,
+        # Sent and received, three quarters each, of four buckets under way; fp32 is sent from where it lies.
+        (torch.bfloat16, 4): 4 * (3 + 3) * 2 * EQUAL // 4,
+        (torch.float32, 4): 4 * 3 * 4 * EQUAL // 4,
+        # Nodes of two: the halves of four buckets, put in order of nodes, and of the four before them sent and received
+        # quarters; the sums of which fp32 sends one are two.
+        (torch.bfloat16, 2): 4 * (2 + 2) * 2 * EQUAL // 4 + 4 * (1 + 1) * 2 * EQUAL // 4,
+        (torch.float32, 2): 4 * (2 + 2) * 4 * EQUAL // 4 + 4 * (2 + 1) * 4 * EQUAL // 4,
     }
     names = [f"layers.{index}.weight" for index in range(MATRICES)]
     layout = make_layout(dict.fromkeys(names, (EQUAL // 256, 256)), names, 4, EQUAL)
