@@ -394,7 +394,7 @@ def bucket_seconds(
 
 
 def bytes_to_add(ranks: int, wire: int) -> int:
-    """Bytes an element that `collectives.add_rows` moves on a GPU: all rows in, their sum out; both in, the total out."""
+    """Bytes an element that `collectives.add_rows` moves on a GPU: all rows in, their sum out; both in, the total."""
     return (ranks - 1) * wire + 4 * MAIN_GRADIENT_BYTES
 
 
