@@ -85,6 +85,7 @@ def stand_in_for_the_driver() -> None:
     torch.cuda.device = _NoDevice
     torch._C._cuda_getCurrentRawStream = lambda device: 0
     backend._choice = "triton"
+    backend.interpreted = lambda: True  # or a tensor on the CPU would be taken for one offloaded from a GPU
 
 
 def microseconds(call: Callable[[], Any]) -> float:

@@ -6,7 +6,7 @@ slice in other groups; parameters travel within a group only.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -82,22 +82,27 @@ def node_size_of(world: World) -> int:
 
 
 class Exchange:
-    """What this rank sends to each other rank of a group, and receives from it, begun when made.
+    """What this rank sends to each other rank of a group, and receives from it.
 
     By gloo as messages between pairs, which cost a third of the time of its collectives, and of their work on the CPU.
+    An exchange that is dropped before anyone has waited for it goes on: of a message that arrives where its buffer is
+    gone, gloo would hold up all that follows.
     """
+
+    under_way: ClassVar[set["Exchange"]] = set()
 
     def __init__(self) -> None:
         self.works: list[Any] = []
-        self.kept: list[Tensor] = []  # until all is sent
+        self.kept: list[Tensor] = []
+        self.under_way.add(self)
 
     def send_rows(self, rows: Tensor, received: Tensor, wire: torch.dtype, mine: int, group: Group) -> None:
         """Send `rows[p]` (ranks, ...) fp32 to rank p in the wire's dtype; `received` (ranks - 1, elements) holds what
         the others have sent, in their order."""
         others = [*range(mine), *range(mine + 1, rows.shape[0])]
         if rows.device.type == "cpu":
-            self.kept = [rows[other].to(wire).contiguous() for other in others]
-            self.send_pairs([row.view(-1) for row in self.kept], list(received), others, group)
+            packed = [rows[other].to(wire).contiguous() for other in others]
+            self.send_pairs([row.view(-1) for row in packed], list(received), others, group)
             return
         sent = torch.empty((len(others), *rows.shape[1:]), dtype=wire, device=rows.device)
         sent[:mine].copy_(rows[:mine])
@@ -111,6 +116,7 @@ class Exchange:
     def send_pairs(self, sent: list[Tensor], received: list[Tensor], others: list[int], group: Group) -> None:
         """Send each of `others` (ranks in the group) a tensor, and receive one from it. Messages between two ranks
         arrive in the order in which both ask for them."""
+        self.kept += [*sent, *received]
         for ours, theirs, other in zip(sent, received, others, strict=True):
             self.works.append(dist.isend(ours, group=group, group_dst=other))
             self.works.append(dist.irecv(theirs, group=group, group_src=other))
@@ -120,6 +126,7 @@ class Exchange:
         for work in self.works:
             work.wait()
         self.works, self.kept = [], []
+        self.under_way.discard(self)
 
 
 class Reduction:
