@@ -81,6 +81,7 @@ class StepProfiler:
         self.is_traced = config.first_step > 0 and world.rank in config.ranks
         self.folder = folder
         self.world = world
+        self.backend = backend
         self.methods: list[tuple[Any, str, str]] = [(model, "forward", "forward")]
         self.methods += [(backend, name, label) for name, label in BACKEND_LABELS.items() if hasattr(backend, name)]
         self.tracer: profile | None = None
@@ -116,6 +117,8 @@ class StepProfiler:
         """
         if self.tracer is None:
             return
+        # torch writes the end of a message into its trace, even of one that it has freed.
+        self.backend.wait_for_parameters()
         self.tracer.stop()
         for owner, name, _ in self.methods:
             delattr(owner, name)  # what the class has shows again

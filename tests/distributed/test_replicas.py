@@ -108,7 +108,7 @@ def test_ranks_that_drift_apart(tmp_path: Path) -> None:
             try:
                 refuse_different_replicas(model, step)
             except MindLLMError as error:
-                print(error, flush=True)
+                print(f"{error}\\n", end="", flush=True)  # at once, as three ranks print
             if dist.get_rank() == flipping_rank:
                 bits[7] ^= 1
         dist.barrier()

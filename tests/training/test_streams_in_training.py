@@ -141,5 +141,5 @@ def test_ranks_that_see_different_files_are_refused(tmp_path: Path) -> None:
     other = subprocess.run(run, capture_output=True, text=True, env=environment(), timeout=240)
     errors = [line for line in other.stderr.splitlines() if line.startswith("error:")]
     assert errors, other.stderr
-    assert "data.sources: some rank sees other files; give all hosts the same ones" in errors[0]
+    assert "data.sources: rank 1 of 2 and rank 0 see different token files; give all hosts the same ones" in errors[0]
     assert not (tmp_path / "run").exists()
