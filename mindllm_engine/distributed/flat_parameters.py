@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mindllm_engine.distributed.layout import Layout
+from mindllm_engine.distributed.layout import Layout, decays
+from mindllm_engine.kernels.rows import current_main_grad
 
 
 class FlatParameters:
@@ -18,7 +19,8 @@ class FlatParameters:
 
     Gradients reach the main gradient in two ways. An operator that can adds straight to `parameter.main_grad`, which is
     the parameter's view into `grads`, and returns no gradient for it. Any other gradient is added once autograd has
-    finished it, and then let go. A tied parameter may be used in both ways.
+    finished it, and then let go. A tied parameter may be used in both ways. The first of a step overwrites what the
+    last step left, which saves writing zeros and reading them again: `main_grad_is_old` says that it is still there.
 
     Args:
         layout: of the model's parameters by name; a tied parameter lies once, under its first name.
@@ -43,7 +45,22 @@ class FlatParameters:
             parameter.data = params[name]
             parameter.grad = None  # of an earlier backward: the next one would add it to the main gradient
             parameter.main_grad = grads[name]  # type: ignore[attr-defined]
+            parameter.main_grad_is_old = False  # type: ignore[attr-defined]
             add_gradients_to_main(parameter, grads[name], name, finished)
+        self.matrices = [parameter for parameter in named.values() if decays(parameter.shape)]
+        vectors = [slot.start for slot in layout.slots if not decays(slot.shape)]
+        self.vectors_start = min(vectors, default=layout.elements)
+
+    def begin_step(self) -> None:
+        """All gradients count as 0 from here on. Those of vectors are set to it at once, in one operation."""
+        self.grads[self.vectors_start :].zero_()
+        for parameter in self.matrices:
+            parameter.main_grad_is_old = True  # type: ignore[attr-defined]
+
+    def clear_old_gradients(self) -> None:
+        """Set the main gradients to 0 that this step has not touched."""
+        for parameter in self.matrices:
+            current_main_grad(parameter)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """The parts of a flat buffer of this layout by parameter name, in the parameters' shapes."""
@@ -53,11 +70,18 @@ class FlatParameters:
 def add_gradients_to_main(
     parameter: nn.Parameter, main_grad: Tensor, name: str, finished: Callable[[str], None]
 ) -> None:
-    """Each time backward has finished `parameter.grad`, add it to `main_grad` (fp32), let it go, and say so."""
+    """Each time backward has finished `parameter.grad`, add it to `main_grad` (fp32), let it go, and say so.
+
+    An operator that adds to the main gradient asks for it in forward (`kernels.rows.main_grad`), so before any of this.
+    """
 
     def accumulate(parameter: Tensor) -> None:
         if parameter.grad is not None:  # None where all operators have added theirs to the main gradient
-            main_grad.add_(parameter.grad)
+            if parameter.main_grad_is_old:  # type: ignore[attr-defined]
+                main_grad.copy_(parameter.grad)
+                parameter.main_grad_is_old = False  # type: ignore[attr-defined]
+            else:
+                main_grad.add_(parameter.grad)
             parameter.grad = None
         finished(name)
 

@@ -142,6 +142,7 @@ class Zero1:
 
     def finish_reducing(self) -> None:
         """Send what is left (parameters without a gradient hold their bucket back), and wait for all sums."""
+        self.flat.clear_old_gradients()
         while len(self.reductions) < len(self.layout.buckets):
             self.reduce_next()
         unfinished = list(range(len(self.reductions)))
@@ -176,7 +177,7 @@ class Zero1:
         for index in self.gather_order:
             self.optimizer.update(index, lr, grad_scale)
             self.begin_gather(index)
-        self.flat.grads.zero_()
+        self.flat.begin_step()
         return StepResult(loss, grad_norm, skipped)
 
     def begin_gather(self, index: int) -> None:

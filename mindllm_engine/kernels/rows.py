@@ -107,8 +107,8 @@ def load_sum(
 def main_grad(weight: Tensor) -> Tensor | None:
     """The fp32 gradient that the backward of an operator adds to, instead of returning one for `weight`.
 
-    It is the attribute `weight.main_grad`, which `optim.FlatParameters` sets. None where the weight is frozen, and in
-    compiled graphs, which return gradients. Raises ValueError for one that kernels cannot write as they do.
+    It is the attribute `weight.main_grad`, which `distributed.FlatParameters` sets. None where the weight is frozen,
+    and in compiled graphs, which return gradients. Raises ValueError for one that kernels cannot write as they do.
     """
     into: Tensor | None = None if torch.compiler.is_compiling() else getattr(weight, "main_grad", None)
     if into is None or not weight.requires_grad:
@@ -118,6 +118,15 @@ def main_grad(weight: Tensor) -> Tensor | None:
             f"main_grad must be fp32 (fp64), contiguous and of the parameter's shape {tuple(weight.shape)}, got "
             f"{tuple(into.shape)} {into.dtype} with strides {into.stride()}"
         )
+    return current_main_grad(weight)
+
+
+def current_main_grad(weight: Tensor) -> Tensor:
+    """`weight.main_grad`, set to 0 where it still holds what an earlier step left (`weight.main_grad_is_old`)."""
+    into: Tensor = weight.main_grad  # type: ignore[attr-defined]
+    if getattr(weight, "main_grad_is_old", False):
+        into.zero_()
+        weight.main_grad_is_old = False  # type: ignore[attr-defined]
     return into
 
 

@@ -142,12 +142,28 @@ def test_both_ways_to_the_main_gradient_add_up() -> None:
     model(torch.ones(3, 4)).backward()  # what a parameter's gradient held before does not count
     flat = flat_parameters(model)
     batches = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(6))
-    for x in batches:
-        model(x).backward()
-        reference(x).backward()
-        assert all(parameter.grad is None for parameter in model.parameters())
-    for name, parameter in reference.named_parameters():
-        torch.testing.assert_close(flat.views(flat.grads)[name], parameter.grad, rtol=1e-6, atol=1e-7)
+    for _ in range(2):  # steps; the second is not to see what the first has left
+        for x in batches:
+            model(x).backward()
+            reference(x).backward()
+            assert all(parameter.grad is None for parameter in model.parameters())
+        for name, parameter in reference.named_parameters():
+            torch.testing.assert_close(flat.views(flat.grads)[name], parameter.grad, rtol=1e-6, atol=1e-7)
+        flat.begin_step()
+        reference.zero_grad()
+        batches = batches.flip(0) * 2
+
+
+def test_gradients_that_a_step_does_not_touch_are_zero() -> None:
+    model = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)])
+    flat = flat_parameters(model)
+    x = torch.ones(2, 4)
+    model[2](model[1](model[0](x))).sum().backward()
+    flat.begin_step()
+    model[0](x).sum().backward()
+    flat.clear_old_gradients()
+    touched = {name: bool(view.any()) for name, view in flat.views(flat.grads).items()}
+    assert touched == {name: name.startswith("0.") for name in touched}
 
 
 def test_main_gradients_are_views_of_the_flat_one() -> None:
