@@ -14,8 +14,9 @@ import xxhash
 
 # Of each reason.
 EXAMPLES = 20
-# Of a dropped text, from its beginning and from its end.
+# Characters of a dropped text, from its beginning and from its end; of a detail, which may quote the text, likewise.
 EXAMPLE_HEAD, EXAMPLE_TAIL = 600, 200
+DETAIL_HEAD, DETAIL_TAIL = 200, 50
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Reason:
     """Documents dropped for one reason.
 
     Attributes:
-        examples: (hash, id, detail, excerpt) of those with the smallest hashes of their ids: a random choice that all
-            tasks make alike. A heap whose first element has the largest hash (negated).
+        examples: (hash, id, detail, excerpt) of those with the largest hashes of their ids: a random choice that all
+            tasks make alike. A heap whose first element has the smallest of them. Hashes have 64 bits, unsigned: JSON
+            as orjson writes it holds no smaller and no larger integers.
     """
 
     documents: int = 0
@@ -93,10 +95,11 @@ class Ledger:
         reason = self.step(step).dropped.setdefault(drop.reason, Reason())
         reason.documents += 1
         reason.chars += len(text)
-        key = -xxhash.xxh3_64_intdigest(f"{drop.reason} {document_id}".encode(errors="replace"))
-        if len(reason.examples) < EXAMPLES or key > reason.examples[0][0]:
-            excerpt = abridged(text) if drop.excerpt is None else abridged(drop.excerpt)
-            reason.add_example((key, document_id, drop.detail, excerpt))
+        key = xxhash.xxh3_64_intdigest(f"{drop.reason} {document_id}".encode(errors="replace"))
+        if len(reason.examples) < EXAMPLES or key >= reason.examples[0][0]:
+            excerpt = abridged(text if drop.excerpt is None else drop.excerpt)
+            detail = abridged(drop.detail, DETAIL_HEAD, DETAIL_TAIL)
+            reason.add_example((key, writable(document_id), detail, excerpt))
 
     def count(self, step: str, what: str, number: int = 1) -> None:
         """Add to a step's own counter."""
@@ -151,8 +154,14 @@ class Ledger:
         return ledger
 
 
-def abridged(text: str) -> str:
-    """Beginning and end of a long text. Lone surrogates, which no file can hold, are replaced."""
-    if len(text) > EXAMPLE_HEAD + EXAMPLE_TAIL:
-        text = f"{text[:EXAMPLE_HEAD]} […] {text[-EXAMPLE_TAIL:]}"
+def abridged(text: str, head: int = EXAMPLE_HEAD, tail: int = EXAMPLE_TAIL) -> str:
+    """Beginning and end of a long text, so many characters of each."""
+    if len(text) > head + tail:
+        text = f"{text[:head]} […] {text[-tail:]}"
+    return writable(text)
+
+
+def writable(text: str) -> str:
+    """The text with lone surrogates, which no file can hold, replaced: an error's message, or the name of a file that
+    is not in UTF-8, may have some."""
     return text.encode(errors="replace").decode()
