@@ -6,13 +6,15 @@
 
 Real text is taken as clean, and faults are planted in it, 5 % of its documents: some clean documents are made faulty
 where they stand (read with the wrong encoding, with personal data, with words of a list, with items of a benchmark),
-and faulty ones are put between them (copies, advertisements, empty pages, repetition). FOLDER/truth.jsonl.gz says which.
+and faulty ones are put between them (copies, advertisements, empty pages, repetition). FOLDER/truth.jsonl.gz says
+which.
 
 How faults are made: corpus_planted_faults.py. What counts as caught: corpus_planted_score.py.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
@@ -178,6 +180,8 @@ class Planter:
         self.others = sorted(name for name in documents if documents[name] and documents[name][0]["lang"] == self.lang)
         chooser.shuffle(self.hosts)
         chooser.shuffle(self.items)
+        kinds = faults.MOJIBAKE_ZH if self.lang == "zh" else faults.MOJIBAKE_EN
+        self.mojibake_kinds = itertools.cycle(chooser.sample(kinds, len(kinds)))
         self.makers: dict[str, Callable[[str], Planted | None]] = {
             "mojibake": self.mojibake,
             "duplicate": self.duplicate,
@@ -208,13 +212,13 @@ class Planter:
 
     def mojibake(self, _: str) -> Planted | None:
         zh = self.lang == "zh"
-        kind = self.chooser.choice(faults.MOJIBAKE_ZH if zh else faults.MOJIBAKE_EN)
 
         def fits(text: str) -> bool:
             return han(text) >= GARBLED_HAN if zh else len(re.findall(r"[^\x00-\x7f]", text)) >= GARBLED_OTHER
 
         if not (host := self.host(fits)):
             return None
+        kind = next(self.mojibake_kinds)
         text = faults.mojibake(host["text"], kind)
         return self.in_place(host, "mojibake", f"mojibake: {kind} ({self.lang})", text, host["text"])
 

@@ -110,9 +110,15 @@ def bank_card(chooser: random.Random) -> str:
 
 def email(chooser: random.Random) -> str:
     name = chooser.choice(["li.wei", "zhangmin", "wang_fang", "j.miller", "anna", "t.nguyen", "chenhao", "mkeller"])
-    host = chooser.choice(
-        ["163.com", "qq.com", "gmail.com", "mail.ustc.edu.cn", "outlook.com", "web.de", "sina.com.cn"]
-    )
+    hosts = [
+        "lanhua-mail.cn",
+        "huiyuan-net.com.cn",
+        "nordwind-post.de",
+        "papertown.org",
+        "bluegum.net.au",
+        "qimail.com",
+    ]
+    host = chooser.choice(hosts)
     return f"{name}{chooser.randrange(1, 10000)}@{host}"
 
 

@@ -163,10 +163,11 @@ def secret_verdict(one: Planted, secret: Secret, outputs: Outputs) -> tuple[bool
     key = (one.source, one.id)
     if key not in outputs.texts:
         return False, f"document lost: {outputs.reason(key)}"
-    text = squeezed(outputs.texts[key])
-    if squeezed(secret.text) in text:
+    text = outputs.texts[key]
+    if squeezed(secret.text) in squeezed(text):
         return False, f"kept: {secret.sentence}"
-    tokens = [token for token in PERSONAL_DATA_TOKENS if squeezed(secret.sentence.replace(secret.text, token)) in text]
+    lines = set(map(squeezed, text.splitlines()))  # a sentence was inserted as a line
+    tokens = [token for token in PERSONAL_DATA_TOKENS if squeezed(secret.sentence.replace(secret.text, token)) in lines]
     if not tokens:
         return False, f"replaced in part, or more than it: {secret.sentence}"
     before = grams(one.clean)
