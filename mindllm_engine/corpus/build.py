@@ -152,7 +152,7 @@ def make_plan(config: BuildConfig) -> Plan:
             signed = (config.near_duplicates.method, asdict(config.near_duplicates))
             output = str(folder / CLEANED / name / output_name)
             cleaned.append(WorkFile(len(cleaned), name, path, output, fingerprint(made_of, signed)))
-    duplicates = fingerprint([(file.output, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
+    duplicates = fingerprint([(file.source, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
     settings_3 = (asdict(config.personal_data), asdict(config.self_repetition))
     lists = [asdict(config.sensitive_words), asdict(config.decontamination)]
     hashes = [file_hash(path) for path in files_named_in(lists)]
@@ -185,18 +185,25 @@ def files_named_in(settings: Any) -> list[str]:
 
 
 def stages_to_run(plan: Plan, config: BuildConfig) -> list[Stage]:
-    """Those of which something is missing, and all after them."""
-    stages: list[Stage] = []
-    if not all(map(is_up_to_date, plan.cleaned)):
-        stages.append(Stage("1_cleaned", cleaning_steps(plan, config), len(plan.cleaned)))
+    """The first of which something is missing, and all after it."""
+    parts = len(plan.cleaned)
+    report = plan.folder / "report.html"
+    stages = [
+        Stage("1_cleaned", cleaning_steps(plan, config), parts, lambda: all(map(is_up_to_date, plan.cleaned))),
+        Stage("2_duplicates", [FindDuplicates(plan, config)], 1, lambda: has_duplicates(plan)),
+        Stage("3_documents", filtering_steps(plan, config), parts, lambda: all(map(is_up_to_date, plan.documents))),
+        Stage("4_report", [WriteReport(plan, config)], 1, report.exists),
+    ]
+    first = next((number for number, stage in enumerate(stages) if not stage.is_done()), len(stages))
+    if first < len(stages):
+        report.unlink(missing_ok=True)  # of an earlier corpus
+    return stages[first:]
+
+
+def has_duplicates(plan: Plan) -> bool:
+    """Whether the near-duplicates of these very files are known."""
     mark = plan.duplicates_mark
-    if stages or not mark.exists() or mark.read_text() != plan.duplicates_fingerprint:
-        stages.append(Stage("2_duplicates", [FindDuplicates(plan, config)], 1))
-    if stages or not all(map(is_up_to_date, plan.documents)):
-        stages.append(Stage("3_documents", filtering_steps(plan, config), len(plan.documents)))
-    if stages or not (plan.folder / "report.html").exists():
-        stages.append(Stage("4_report", [WriteReport(plan, config)], 1))
-    return stages
+    return mark.exists() and mark.read_text() == plan.duplicates_fingerprint
 
 
 def cleaning_steps(plan: Plan, config: BuildConfig) -> list[PipelineStep]:
