@@ -109,9 +109,9 @@ class FileOutput:
         try:
             file.documents_path.parent.mkdir(parents=True, exist_ok=True)
             file.ledger_path.unlink(missing_ok=True)
-            self.raw = open(staged(file.documents_path), "wb")
+            self.raw = staged(file.documents_path).open("wb")
             self.documents = zstandard.ZstdCompressor(_COMPRESSION_LEVEL).stream_writer(self.raw, closefd=False)
-            self.signatures = open(staged(file.signatures_path), "wb") if with_signatures else None
+            self.signatures = staged(file.signatures_path).open("wb") if with_signatures else None
         except OSError as error:
             raise cannot_write(file.documents_path, error) from error
 

@@ -1,4 +1,4 @@
-"""Runs the stages of the corpus pipeline by datatrove's executors: processes of this machine, a Slurm cluster, or Ray."""
+"""Runs the stages of the corpus pipeline by datatrove's executors: on this machine, on a Slurm cluster, or by Ray."""
 
 import contextlib
 import io

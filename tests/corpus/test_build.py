@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,14 @@ import zstandard
 pytest.importorskip("datatrove", reason="the extra [corpus] is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
-EN_WORDS = (
-    "river stone window letter garden music winter paper silver morning question answer market station harbour "
-    "engine forest signal number pattern circle shadow bridge kitchen village doctor history ocean theatre captain "
-    "measure colour journey science teacher island machine library mountain summer evening painter bottle candle"
-).split()
+EN_WORDS = re.findall(
+    r"\w+",
+    """river stone window letter garden music winter paper silver morning question answer market station harbour engine
+    forest signal number pattern circle shadow bridge kitchen village doctor history ocean theatre captain measure
+    colour journey science teacher island machine library mountain summer evening painter bottle candle""",
+)
 ZH_CHARS = (
-    "山水天地人和大小多少春夏秋冬风雨云雪花草树木江河湖海东西南北城市道路车马书画诗文学生先师工农商兵日月星光早晚时分"
+    "山水天地人和大小多少春夏秋冬风雨云雪花草树木江河湖海东西南北城市道路车马书画诗文学生先师工农商兵日月星光早晚时"
 )
 
 
