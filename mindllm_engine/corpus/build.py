@@ -24,6 +24,7 @@ from mindllm_engine.corpus.corpus_files import (
     DUPLICATES,
     FileOutput,
     WorkFile,
+    Written,
     fingerprint,
     is_up_to_date,
     read_ledger_file,
@@ -279,28 +280,28 @@ class WriteReport(PipelineStep):
 
 def source_reports(plan: Plan, config: BuildConfig) -> list[SourceReport]:
     """What became of each source's documents, from the ledgers of all its files."""
-    reports = []
-    for name, source in config.sources.items():
-        stages = []
-        for files in (plan.cleaned, plan.documents):
-            ledger = Ledger()
-            for file in files:
-                if file.source == name:
-                    ledger.merge(Ledger.from_json(read_ledger_file(file.ledger_path)["ledger"]))
-            stages.append(ledger)
-        written = [read_ledger_file(file.ledger_path)["written"] for file in plan.documents if file.source == name]
-        totals = {key: sum(part[key] for part in written) for key in ("documents", "chars", "bytes")}
-        reports.append(
-            SourceReport(
-                name=name,
-                category=source.category,
-                stages=stages,
-                written_documents=totals["documents"],
-                written_chars=totals["chars"],
-                written_bytes=totals["bytes"],
-            )
+    return [
+        source_report(
+            name,
+            source.category,
+            [[file for file in files if file.source == name] for files in (plan.cleaned, plan.documents)],
         )
-    return reports
+        for name, source in config.sources.items()
+    ]
+
+
+def source_report(name: str, category: str, stages: list[list[WorkFile]]) -> SourceReport:
+    """Of one source, from its files in each stage."""
+    ledgers = [Ledger(), Ledger()]
+    for ledger, files in zip(ledgers, stages, strict=True):
+        for file in files:
+            ledger.merge(Ledger.from_json(read_ledger_file(file.ledger_path)["ledger"]))
+    total, by_language = Written(), dict[str, Written]()
+    for file in stages[-1]:
+        for lang, part in read_ledger_file(file.ledger_path)["written"].items():
+            for written in (total, by_language.setdefault(lang, Written())):
+                written.add(part["documents"], part["chars"], part["bytes"])
+    return SourceReport(name, category, ledgers, total.documents, total.chars, total.bytes, by_language)
 
 
 class progress:
