@@ -128,6 +128,7 @@ def make_executor(stage: Stage, config: ExecutorConfig, logs: Path, before: Any)
         partition=slurm.partition,
         mem_per_cpu_gb=slurm.memory_gib_per_cpu,
         tasks_per_job=slurm.tasks_per_job,
+        qos=slurm.options.get("qos", ""),
         sbatch_args=slurm.options,
         env_command=slurm.setup or None,
         job_name=f"corpus_{stage.name}",

@@ -159,6 +159,36 @@ def test_ray_writes_the_same(built: Path, tmp_path: Path) -> None:
     assert outputs(tmp_path / "corpus") == outputs(built / "corpus")
 
 
+# What a cluster does with a submitted script, at once and on this machine: the tasks of its array one after the other.
+SBATCH = """#!/bin/bash
+script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for argument in "$@"; do case "$argument" in --export=ALL,*) export "${argument#--export=ALL,}";; esac; done
+for task in $(seq 0 "${last:-0}"); do
+    SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash "$script" > /dev/null 2>> "$SLURM_LOG" || exit 1
+done
+echo Submitted batch job $$
+"""
+SRUN = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do if [ "$1" = -n ]; then shift; fi; shift; done\nexec "$@"\n'
+
+
+def test_slurm_tasks_write_the_same(built: Path, tmp_path: Path) -> None:
+    """With stand-ins for Slurm's commands; datatrove's scripts and our pickled pipelines are real."""
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "scontrol": "#!/bin/bash\necho here\n"}.items():
+        (stand_ins / name).write_text(text)
+        (stand_ins / name).chmod(0o755)
+    shutil.copytree(built / "raw", tmp_path / "raw", copy_function=shutil.copy2)
+    executor = {"kind": "slurm", "tasks": 3, "slurm": {"partition": "cpu", "tasks_per_job": 2}}
+    path = f"{stand_ins}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [sys.executable, "tools/build_corpus.py", "--config", str(config_of(tmp_path, executor=executor))]
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "SLURM_LOG": str(tmp_path / "log")}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280)
+    assert result.returncode == 0, result.stderr + (tmp_path / "log").read_text()[-3000:]
+    assert outputs(tmp_path / "corpus") == outputs(built / "corpus")
+
+
 def test_a_second_run_does_nothing(built: Path) -> None:
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (built / "corpus").rglob("*") if path.is_file()}
