@@ -24,6 +24,7 @@ from mindllm_engine.corpus.corpus_files import (
     DUPLICATES,
     FileOutput,
     WorkFile,
+    Written,
     fingerprint,
     is_up_to_date,
     read_ledger_file,
@@ -152,7 +153,7 @@ def make_plan(config: BuildConfig) -> Plan:
             signed = (config.near_duplicates.method, asdict(config.near_duplicates))
             output = str(folder / CLEANED / name / output_name)
             cleaned.append(WorkFile(len(cleaned), name, path, output, fingerprint(made_of, signed)))
-    duplicates = fingerprint([(file.output, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
+    duplicates = fingerprint([(file.source, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
     settings_3 = (asdict(config.personal_data), asdict(config.self_repetition))
     lists = [asdict(config.sensitive_words), asdict(config.decontamination)]
     hashes = [file_hash(path) for path in files_named_in(lists)]
@@ -185,18 +186,25 @@ def files_named_in(settings: Any) -> list[str]:
 
 
 def stages_to_run(plan: Plan, config: BuildConfig) -> list[Stage]:
-    """Those of which something is missing, and all after them."""
-    stages: list[Stage] = []
-    if not all(map(is_up_to_date, plan.cleaned)):
-        stages.append(Stage("1_cleaned", cleaning_steps(plan, config), len(plan.cleaned)))
+    """The first of which something is missing, and all after it."""
+    parts = len(plan.cleaned)
+    report = plan.folder / "report.html"
+    stages = [
+        Stage("1_cleaned", cleaning_steps(plan, config), parts, lambda: all(map(is_up_to_date, plan.cleaned))),
+        Stage("2_duplicates", [FindDuplicates(plan, config)], 1, lambda: has_duplicates(plan)),
+        Stage("3_documents", filtering_steps(plan, config), parts, lambda: all(map(is_up_to_date, plan.documents))),
+        Stage("4_report", [WriteReport(plan, config)], 1, report.exists),
+    ]
+    first = next((number for number, stage in enumerate(stages) if not stage.is_done()), len(stages))
+    if first < len(stages):
+        report.unlink(missing_ok=True)  # of an earlier corpus
+    return stages[first:]
+
+
+def has_duplicates(plan: Plan) -> bool:
+    """Whether the near-duplicates of these very files are known."""
     mark = plan.duplicates_mark
-    if stages or not mark.exists() or mark.read_text() != plan.duplicates_fingerprint:
-        stages.append(Stage("2_duplicates", [FindDuplicates(plan, config)], 1))
-    if stages or not all(map(is_up_to_date, plan.documents)):
-        stages.append(Stage("3_documents", filtering_steps(plan, config), len(plan.documents)))
-    if stages or not (plan.folder / "report.html").exists():
-        stages.append(Stage("4_report", [WriteReport(plan, config)], 1))
-    return stages
+    return mark.exists() and mark.read_text() == plan.duplicates_fingerprint
 
 
 def cleaning_steps(plan: Plan, config: BuildConfig) -> list[PipelineStep]:
@@ -272,28 +280,28 @@ class WriteReport(PipelineStep):
 
 def source_reports(plan: Plan, config: BuildConfig) -> list[SourceReport]:
     """What became of each source's documents, from the ledgers of all its files."""
-    reports = []
-    for name, source in config.sources.items():
-        stages = []
-        for files in (plan.cleaned, plan.documents):
-            ledger = Ledger()
-            for file in files:
-                if file.source == name:
-                    ledger.merge(Ledger.from_json(read_ledger_file(file.ledger_path)["ledger"]))
-            stages.append(ledger)
-        written = [read_ledger_file(file.ledger_path)["written"] for file in plan.documents if file.source == name]
-        totals = {key: sum(part[key] for part in written) for key in ("documents", "chars", "bytes")}
-        reports.append(
-            SourceReport(
-                name=name,
-                category=source.category,
-                stages=stages,
-                written_documents=totals["documents"],
-                written_chars=totals["chars"],
-                written_bytes=totals["bytes"],
-            )
+    return [
+        source_report(
+            name,
+            source.category,
+            [[file for file in files if file.source == name] for files in (plan.cleaned, plan.documents)],
         )
-    return reports
+        for name, source in config.sources.items()
+    ]
+
+
+def source_report(name: str, category: str, stages: list[list[WorkFile]]) -> SourceReport:
+    """Of one source, from its files in each stage."""
+    ledgers = [Ledger(), Ledger()]
+    for ledger, files in zip(ledgers, stages, strict=True):
+        for file in files:
+            ledger.merge(Ledger.from_json(read_ledger_file(file.ledger_path)["ledger"]))
+    total, by_language = Written(), dict[str, Written]()
+    for file in stages[-1]:
+        for lang, part in read_ledger_file(file.ledger_path)["written"].items():
+            for written in (total, by_language.setdefault(lang, Written())):
+                written.add(part["documents"], part["chars"], part["bytes"])
+    return SourceReport(name, category, ledgers, total.documents, total.chars, total.bytes, by_language)
 
 
 class progress:

@@ -79,12 +79,16 @@ def read_ledger_file(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Written:
-    """What an output holds."""
+    """What an output holds; bytes of the texts in UTF-8."""
 
     documents: int = 0
     chars: int = 0
     bytes: int = 0
-    """Of the texts, in UTF-8."""
+
+    def add(self, documents: int, chars: int, size: int) -> None:
+        self.documents += documents
+        self.chars += chars
+        self.bytes += size
 
 
 class FileOutput:
@@ -97,26 +101,26 @@ class FileOutput:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.file: WorkFile | None = None
-        self.written = Written()
+        self.written: dict[str, Written] = {}
         self.raw: Any = None
         self.documents: Any = None
         self.signatures: BinaryIO | None = None
 
     def begin(self, file: WorkFile, with_signatures: bool = False) -> None:
         """Raises DataError where the folder cannot be written."""
-        self.file, self.written = file, Written()
+        self.file, self.written = file, {}
         self.ledger.clear()
         try:
             file.documents_path.parent.mkdir(parents=True, exist_ok=True)
             file.ledger_path.unlink(missing_ok=True)
-            self.raw = open(staged(file.documents_path), "wb")
+            self.raw = staged(file.documents_path).open("wb")
             self.documents = zstandard.ZstdCompressor(_COMPRESSION_LEVEL).stream_writer(self.raw, closefd=False)
-            self.signatures = open(staged(file.signatures_path), "wb") if with_signatures else None
+            self.signatures = staged(file.signatures_path).open("wb") if with_signatures else None
         except OSError as error:
             raise cannot_write(file.documents_path, error) from error
 
-    def write(self, record: dict[str, Any], signature: bytes = b"") -> None:
-        """Add a document. Raises DataError where the disk is full."""
+    def write(self, record: dict[str, Any], lang: str, signature: bytes = b"") -> None:
+        """Add a document of a language. Raises DataError where the disk is full."""
         assert self.file is not None
         try:
             self.documents.write(orjson.dumps(record) + b"\n")
@@ -125,9 +129,7 @@ class FileOutput:
         except OSError as error:
             raise cannot_write(self.file.documents_path, error) from error
         text = record["text"]
-        self.written.documents += 1
-        self.written.chars += len(text)
-        self.written.bytes += len(text.encode())
+        self.written.setdefault(lang, Written()).add(1, len(text), len(text.encode()))
 
     def finish(self) -> None:
         """Give everything its name, the ledger last. Raises DataError where the disk is full."""
@@ -140,7 +142,8 @@ class FileOutput:
                 publish(self.signatures, file.signatures_path)
         except OSError as error:
             raise cannot_write(file.documents_path, error) from error
-        done = {"fingerprint": file.fingerprint, "ledger": self.ledger.to_json(), "written": vars(self.written)}
+        written = {lang: vars(self.written[lang]) for lang in sorted(self.written)}
+        done = {"fingerprint": file.fingerprint, "ledger": self.ledger.to_json(), "written": written}
         write_atomically(file.ledger_path, orjson.dumps(done))
         self.file = None
 

@@ -1,8 +1,16 @@
-"""Runs the stages of the corpus pipeline by datatrove's executors: processes of this machine, a Slurm cluster, or Ray."""
+"""Runs the stages of the corpus pipeline by datatrove's executors: on this machine, on a Slurm cluster, or by Ray."""
 
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from loguru import logger
 
 from mindllm_engine.errors import ConfigError, MindLLMError
 
@@ -56,11 +64,13 @@ class Stage:
     Attributes:
         steps: datatrove's.
         parts: tasks at most.
+        is_done: whether its outputs are there. Ray's executor ends in silence where a task has failed.
     """
 
     name: str
     steps: list[Any]
     parts: int
+    is_done: Callable[[], bool]
 
 
 def run_stages(stages: list[Stage], config: ExecutorConfig, logs: Path) -> None:
@@ -69,21 +79,35 @@ def run_stages(stages: list[Stage], config: ExecutorConfig, logs: Path) -> None:
     Raises MindLLMError naming the stage and where its log is, if a task failed; DataError and ConfigError of a step as
     they are.
     """
-    executor = None
+    logger.disable("datatrove")  # in this process; tasks write their logs to files
+    before = None
     for stage in stages:
-        executor = make_executor(stage, config, logs / stage.name, executor)
-        if config.kind == "slurm":
-            continue
-        try:
-            executor.run()
-        except MindLLMError:
-            raise
-        except Exception as error:
-            raise MindLLMError(
-                f"corpus, stage {stage.name}: {type(error).__name__}: {error}; the logs are in {logs / stage.name}"
-            ) from error
-    if config.kind == "slurm" and executor is not None:
-        executor.run()  # submits those before it first
+        before = make_executor(stage, config, logs / stage.name, before)
+        if config.kind != "slurm":
+            run_here(before, stage, logs / stage.name)
+    if config.kind == "slurm" and before is not None:
+        before.run()  # submits those before it first
+
+
+def run_here(executor: Any, stage: Stage, logs: Path) -> None:
+    """Run one stage to its end."""
+    try:
+        executor.run()
+    except MindLLMError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise MindLLMError(f"corpus, stage {stage.name}: {what}; the logs are in {logs}") from error
+    if not stage.is_done():
+        raise MindLLMError(f"corpus, stage {stage.name}: a task failed; the logs are in {logs}")
+
+
+class QuietLocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+    """datatrove's, whose tasks write their logs to files alone."""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        with contextlib.redirect_stderr(io.StringIO()):  # to which datatrove would add a handler
+            return super()._run_for_rank(rank, local_rank, node_rank)
 
 
 def make_executor(stage: Stage, config: ExecutorConfig, logs: Path, before: Any) -> Any:
@@ -92,15 +116,10 @@ def make_executor(stage: Stage, config: ExecutorConfig, logs: Path, before: Any)
     tasks = min(stage.parts, config.tasks or stage.parts)
     common = {"pipeline": stage.steps, "logging_dir": str(logs), "skip_completed": False, "tasks": tasks}
     if config.kind == "local":
-        from datatrove.executor import LocalPipelineExecutor
-
-        return LocalPipelineExecutor(**common, workers=min(config.workers, tasks))
+        return QuietLocalExecutor(**common, workers=min(config.workers, tasks))
     if config.kind == "ray":
-        from datatrove.executor import RayPipelineExecutor
-
+        start_ray(config.workers)
         return RayPipelineExecutor(**common, workers=min(config.workers, tasks))
-    from datatrove.executor import SlurmPipelineExecutor
-
     slurm = config.slurm
     return SlurmPipelineExecutor(
         **common,
@@ -109,8 +128,21 @@ def make_executor(stage: Stage, config: ExecutorConfig, logs: Path, before: Any)
         partition=slurm.partition,
         mem_per_cpu_gb=slurm.memory_gib_per_cpu,
         tasks_per_job=slurm.tasks_per_job,
+        qos=slurm.options.get("qos", ""),
         sbatch_args=slurm.options,
         env_command=slurm.setup or None,
         job_name=f"corpus_{stage.name}",
         depends=before,
     )
+
+
+def start_ray(workers: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one on this machine."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ConfigError("executor.kind ray needs the package ray: install mindllm-engine[ray]") from error
+    if ray.is_initialized():
+        return
+    options = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -27,9 +27,9 @@ class WriteCleaned(PipelineStep):
         signer = make_signer(self.near_duplicates)
         for document in data:
             with self.track_time():
-                signature = signer.sign(document.text, document.metadata.get("lang", ""))
+                lang = document.metadata.get("lang", "")
                 record = {"id": document.id, "text": document.text, "metadata": document.metadata}
-                self.output.write(record, signature)
+                self.output.write(record, lang, signer.sign(document.text, lang))
             yield document
 
 
@@ -48,5 +48,6 @@ class WriteDocuments(PipelineStep):
         for document in data:
             with self.track_time():
                 record: dict[str, Any] = {"id": document.id, "text": document.text}
-                self.output.write(record | {key: document.metadata[key] for key in KEPT if key in document.metadata})
+                record |= {key: document.metadata[key] for key in KEPT if key in document.metadata}
+                self.output.write(record, document.metadata.get("lang", ""))
             yield document
