@@ -59,7 +59,7 @@ def report_page(sources: list[SourceReport]) -> str:
         examples(reason_summaries(sources)),
     ]
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>The corpus: what entered, what left, and why</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"

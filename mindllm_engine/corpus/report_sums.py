@@ -18,7 +18,7 @@ class SourceReport:
     Attributes:
         stages: one ledger for each stage of the pipeline, in their order, over all files of the source.
         written_documents, written_chars, written_bytes: of the clean corpus; bytes of the texts in UTF-8.
-        languages: the same by language; empty where they are not known.
+        languages: the same by language ("": not known); empty where none are known.
         tokens: of the written documents, where an estimate is at hand.
     """
 
@@ -203,7 +203,8 @@ def table_1(sources: list[SourceReport]) -> list[TableRow]:
     total = sum(source.written_bytes for source in sources)
     for source in sources:
         whole = Written(source.written_documents, source.written_chars, source.written_bytes)
-        for lang, written in (source.languages or {UNKNOWN_LANGUAGE: whole}).items():
+        for known, written in (source.languages or {"": whole}).items():
+            lang = known or UNKNOWN_LANGUAGE
             row = parts.setdefault((lang, source.category), TableRow(lang, source.category))
             row.documents += written.documents
             row.bytes += written.bytes

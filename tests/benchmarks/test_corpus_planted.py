@@ -291,7 +291,7 @@ def build(
             if text is None:
                 early.drop("low quality", own_id, "", Drop(reason))
             else:
-                output.write({"id": own_id, "text": text, "record_id": record["id"], "source": source})
+                output.write({"id": own_id, "text": text, "record_id": record["id"], "source": source}, "")
         output.finish()
         path = corpus / "1_cleaned" / source / f"{source}.ledger.json"
         path.parent.mkdir(parents=True)

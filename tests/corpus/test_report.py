@@ -405,7 +405,12 @@ def test_table_1_is_by_language_and_category(tmp_path: Path) -> None:
 
 
 def test_without_languages_and_tokens_the_table_says_so(tmp_path: Path) -> None:
-    found, parsed = report([SourceReport("web", "webtext", [chain(3)], 3, 30, 5_000_000)], tmp_path)
+    sources = [
+        SourceReport("web", "webtext", [chain(2)], 2, 20, 4_000_000),
+        SourceReport("more", "webtext", [chain(1)], 1, 10, 1_000_000, {"": Written(1, 10, 1_000_000)}),
+    ]
+    found, parsed = report(sources, tmp_path)
+    assert len(found["table_1"]) == 1
     assert found["table_1"][0]["lang"] == "unknown"
     assert parsed.tables["The clean corpus"][:2] == [
         ["language", "category", "documents", "size (GB)", "share"],
