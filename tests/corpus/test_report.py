@@ -304,6 +304,22 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str) -> None:
     assert policy in (tmp_path / "report.html").read_text(encoding="utf-8").split("</head>")[0]
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_browsers_parser_sees_the_same(tmp_path: Path, text: str) -> None:
+    """One that mends what is broken as HTML5 says, and might make an element where html.parser sees none."""
+    resiliparse = pytest.importorskip("resiliparse.parse.html", reason="the extra [corpus] is not installed")
+    ledger = Ledger()
+    ledger.enter("read", len(text))
+    ledger.drop("read", f"web/{text}:0", text, Drop(f"reason {text}", f"detail {text}"))
+    corpus_report([SourceReport(f"name {text}", f"category {text}", [ledger], 0, 0, 0)], tmp_path / "report.html")
+    tree = resiliparse.HTMLTree.parse((tmp_path / "report.html").read_text(encoding="utf-8"))
+    (excerpt,) = tree.document.query_selector_all(".excerpt")
+    assert excerpt.text == text
+    assert {node.tag for node in tree.document.query_selector_all("*")} <= OURS
+    (details,) = tree.document.query_selector_all("body > details")
+    assert details.contains(excerpt)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(), max_size=40))
 def test_any_text_is_shown_as_it_is(tmp_path: Path, text: str) -> None:
