@@ -20,6 +20,7 @@ import os
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,6 +162,17 @@ def plant(
     return planted
 
 
+def in_turns(items: Sequence[Item], chooser: random.Random) -> list[Item]:
+    """Shuffled, and such that those popped from the end are from each evaluation file in turn."""
+    turns: Counter[str] = Counter()
+    ordered = []
+    for item in chooser.sample(items, len(items)):
+        name = item.where.partition(":")[0]
+        turns[name] += 1
+        ordered.append((-turns[name], name, item))
+    return [item for *_, item in sorted(ordered, key=lambda one: one[:2])]
+
+
 class Planter:
     """Plants in one source; no clean document serves twice."""
 
@@ -175,11 +187,11 @@ class Planter:
         self.source, self.chooser = source, chooser
         self.lang = documents[source][0]["lang"] if documents[source] else "en"
         self.hosts = list(documents[source])
-        self.items, self.words = list(items.get(self.lang, ())), words.get(self.lang, ())
+        self.words = words.get(self.lang, ())
         # Copies go into this source or another one of its language.
         self.others = sorted(name for name in documents if documents[name] and documents[name][0]["lang"] == self.lang)
         chooser.shuffle(self.hosts)
-        chooser.shuffle(self.items)
+        self.items = in_turns(items.get(self.lang, ()), chooser)
         kinds = faults.MOJIBAKE_ZH if self.lang == "zh" else faults.MOJIBAKE_EN
         self.mojibake_kinds = itertools.cycle(chooser.sample(kinds, len(kinds)))
         self.makers: dict[str, Callable[[str], Planted | None]] = {

@@ -31,7 +31,7 @@ from mindllm_engine.corpus.special_tokens import PERSONAL_DATA_TOKENS
 
 CLEAN_LOST_BAR = 0.01
 _GRAM, _MENDED, _INTACT, _SHORTENED = 5, 0.8, 0.8, 0.2
-_LISTED = 20
+_LISTED, _SHOWN = 20, 5  # clean documents in a row; missed ones on the terminal
 NO_PEER = "no peer: what was planted is known"
 
 Key = tuple[str, str]  # source and id of the input record
@@ -239,6 +239,6 @@ def describe(one: dict[str, Any]) -> str:
     lines = [f"{one['name']:<70} {one['documents']:>7,} of {one['of']:>7,}  {share:>9}  {verdict}".rstrip()]
     lines += [f"    {count:>7,}  {how}" for how, count in one["how"].items()]
     if one["name"].startswith("caught") and one["cases"]:
-        lines.append(f"    missed ({len(one['cases'])}):")
-        lines += [f"        {case['source']} {case['id']}: {case['how']}" for case in one["cases"][:_LISTED]]
+        lines.append(f"    missed {len(one['cases']):,}, of which:")
+        lines += [f"        {case['source']} {case['id']}: {case['how']}" for case in one["cases"][:_SHOWN]]
     return "\n".join(lines)

@@ -189,7 +189,7 @@ def bars(flow: StepFlow, first: StepFlow) -> str:
     ):
         width = _BAR_WIDTH * min(max(part / whole, 0), 1) if whole else 0
         rectangles.append(f'<rect class="{kind}" y="{top}" width="{width:.2f}" height="9"/>')
-    picture = f'<svg width="{_BAR_WIDTH}" height="20" role="img">{"".join(rectangles)}</svg>'
+    picture = f'<svg width="{_BAR_WIDTH}" height="20" aria-hidden="true">{"".join(rectangles)}</svg>'
     return f"<td>{picture}<br>{documents}<br>{chars}</td>"
 
 

@@ -544,6 +544,15 @@ def test_items_are_as_a_page_quotes_them(tmp_path: Path) -> None:
     }
 
 
+def test_evaluation_files_take_turns() -> None:
+    items = [Item(f"{name}:{number}", "") for name, count in (("large", 900), ("small", 20)) for number in range(count)]
+    ordered = planting.in_turns(items, random.Random(0))
+    assert sorted(item.where for item in ordered) == sorted(item.where for item in items)
+    first = [item.where for item in ordered[:-41:-1]]
+    assert Counter(where.partition(":")[0] for where in first) == {"large": 20, "small": 20}
+    assert max(int(where.partition(":")[2]) for where in first if where.startswith("large")) > 100
+
+
 def test_truth_survives_its_file(tmp_path: Path, planted: list[Planted]) -> None:
     hostile = replace(planted[0], text="\x00\u2028\ufffd\n", clean="", copy_of=("a", "b"))
     planting.write_corpus({}, [hostile], tmp_path)
