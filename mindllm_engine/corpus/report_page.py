@@ -72,8 +72,14 @@ def shown(text: str) -> str:
     return html.escape(text.translate(_PICTURES))
 
 
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "–"
+def percent(part: int, whole: int) -> str:
+    """As HTML, to two places, and neither nothing nor all where it is not."""
+    if not whole:
+        return "–"
+    figure = f"{100 * part / whole:.2f} %"
+    if figure == "0.00 %" and part > 0:
+        return "&lt; 0.01 %"
+    return "&gt; 99.99 %" if figure == "100.00 %" and part < whole else figure
 
 
 def gigabytes(size: int) -> str:
@@ -124,11 +130,12 @@ def warnings_box(sentences: list[str]) -> str:
 def corpus_table(sources: list[SourceReport]) -> str:
     """Table 1 of the MindLLM paper for this corpus."""
     rows = table_1(sources)
+    total = sum(row.bytes for row in rows)
     with_tokens = any(row.tokens is not None for row in rows)
 
-    def line(kind: str, words: list[str], documents: int, size: int, share: float, tokens: int | None) -> str:
+    def line(kind: str, words: list[str], documents: int, size: int, tokens: int | None) -> str:
         cells = [f"<td>{shown(word)}</td>" for word in words]
-        cells += [number_cell(documents), number_cell(gigabytes(size)), number_cell(percent(share, 1))]
+        cells += [number_cell(documents), number_cell(gigabytes(size)), number_cell(percent(size, total))]
         if with_tokens:
             cells.append(number_cell("–" if tokens is None else tokens))
         return f"<tr{kind}>{''.join(cells)}</tr>"
@@ -136,7 +143,7 @@ def corpus_table(sources: list[SourceReport]) -> str:
     lines = []
     for lang in dict.fromkeys(row.lang for row in rows):
         own = [row for row in rows if row.lang == lang]
-        lines += [line("", [lang, row.category], row.documents, row.bytes, row.share, row.tokens) for row in own]
+        lines += [line("", [lang, row.category], row.documents, row.bytes, row.tokens) for row in own]
         lines.append(line(' class="sum"', [lang, "all"], *column_sums(own)))
     lines.append(line(' class="sum"', ["all", "all"], *column_sums(rows)))
     header = ["language", "category", "documents", "size (GB)", "share"] + ["tokens (estimate)"] * with_tokens
@@ -147,13 +154,12 @@ def corpus_table(sources: list[SourceReport]) -> str:
     )
 
 
-def column_sums(rows: list[TableRow]) -> tuple[int, int, float, int | None]:
-    """Documents, bytes, share, tokens."""
+def column_sums(rows: list[TableRow]) -> tuple[int, int, int | None]:
+    """Documents, bytes, tokens."""
     tokens = [row.tokens for row in rows if row.tokens is not None]
     return (
         sum(row.documents for row in rows),
         sum(row.bytes for row in rows),
-        sum(row.share for row in rows),
         sum(tokens) if len(tokens) == len(rows) else None,
     )
 

@@ -434,6 +434,15 @@ def test_without_languages_and_tokens_the_table_says_so(tmp_path: Path) -> None:
     ]
 
 
+def test_a_single_document_of_many_is_not_rounded_away(tmp_path: Path) -> None:
+    ledger = Ledger()
+    ledger.step("step").documents = 1_000_000
+    ledger.drop("step", "web/a:0", "text", Drop("reason"))
+    _, parsed = report([SourceReport("web", "web", [ledger], 999_999, 0, 0)], tmp_path)
+    assert "999,999 (> 99.99 %) were written" in parsed.text
+    assert parsed.tables["web (web)"][1][3:5] == ["1", "< 0.01 %"]
+
+
 def test_a_corpus_of_nothing_has_a_report(tmp_path: Path) -> None:
     for sources in ([], [SourceReport("web", "webtext", [Ledger(), Ledger()], 0, 0, 0)]):
         found, parsed = report(sources, tmp_path)
