@@ -54,8 +54,7 @@ def _decoded(data: bytes, declared: list[str] | tuple[str, ...]) -> str:
         return data.decode()
     except UnicodeDecodeError:
         pass
-    if (encoding := _utf_16(data, 0.005)) and (text := _try(data, encoding)) is not None:  # with little ASCII in it
-        return text
+    little_ascii = _utf_16(data, 0.005)
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     names = [map_encoding_to_html5(name, fallback_utf8=False) for name in declared]
@@ -63,7 +62,7 @@ def _decoded(data: bytes, declared: list[str] | tuple[str, ...]) -> str:
     if detected in _MULTI_BYTE:
         # A page that declares Latin-1 because the server always does: any bytes at all are valid Latin-1.
         names = [name for name in names if name in _MULTI_BYTE or name == "utf-8"]
-    for name in dict.fromkeys((*names, "utf-8", detected)):
+    for name in dict.fromkeys((little_ascii, *names, "utf-8", detected)):
         if name and (text := _try(data, _SUPERSETS.get(name, name))) is not None:
             return text
     raise Unreadable(UNKNOWN_ENCODING, f"declared {', '.join(declared) or 'none'}, looks like {detected}")

@@ -7,6 +7,7 @@ in both formats has MOBI first, which is read.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mindllm_engine.corpus.pages.decoding import decode
@@ -85,6 +86,7 @@ def _raw_text(records: list[bytes], header: _Header, max_bytes: int) -> bytes:
     """The HTML of a book."""
     if header.text_records >= len(records):
         raise Unreadable(DAMAGED, f"{header.text_records} records of text, {len(records)} in the file")
+    unpack: Callable[[bytes], bytes]
     if header.compression == _HUFFMAN:
         tables = records[header.huffman : header.huffman + header.huffman_records]
         unpack = HuffmanReader(tables, max_bytes).unpack

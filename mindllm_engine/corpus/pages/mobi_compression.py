@@ -60,12 +60,12 @@ class HuffmanReader:
             raise ValueError("no HUFF record")
         self.max_bytes = max_bytes
         by_first_byte, by_length = struct.unpack_from(">II", tables[0], 8)
-        # By the first 8 bits of the input: length of the code if that is 8 or less (top bit set), and its largest code.
+        # By the first 8 bits of the input: length of the code (a lower bound without the bit 0x80), and its base.
         self.first_byte = struct.unpack_from(">256I", tables[0], by_first_byte)
         limits = struct.unpack_from(">64I", tables[0], by_length)
-        # Codes of each length, aligned to 32 bits: the smallest and the largest.
+        # Of each length of codes: the smallest, and the base, the code that phrase 0 would have at that length.
         self.smallest = [0, *(limits[2 * n] << (_CODE_BITS - 1 - n) for n in range(_CODE_BITS))]
-        self.largest = [0, *(((limits[2 * n + 1] + 1) << (_CODE_BITS - 1 - n)) - 1 for n in range(_CODE_BITS))]
+        self.base = [0, *(((limits[2 * n + 1] + 1) << (_CODE_BITS - 1 - n)) - 1 for n in range(_CODE_BITS))]
         self.phrases: list[bytes] = []
         self.literal: list[bool] = []
         for record in tables[1:]:
@@ -109,12 +109,12 @@ class HuffmanReader:
         if not length:
             raise ValueError("a code that means nothing")
         if entry & 0x80:
-            largest = (((entry >> 8) + 1) << (_CODE_BITS - length)) - 1
+            base = (((entry >> 8) + 1) << (_CODE_BITS - length)) - 1
         else:
             while length < _CODE_BITS and code < self.smallest[length]:
                 length += 1
-            largest = self.largest[length]
-        return length, (largest - code) >> (_CODE_BITS - length)
+            base = self.base[length]
+        return length, (base - code) >> (_CODE_BITS - length)
 
     def phrase(self, index: int, depth: int) -> bytes:
         """A phrase, unpacked once."""

@@ -26,7 +26,7 @@ OUT_OF_TIME = "extraction ran out of time"
 OUT_OF_MEMORY = "extraction ran out of memory"
 CRASHED = "extraction crashed"
 
-# Messages: of the parent, lengths of a JSON head and of the body; of the child, a verdict and the length of what follows.
+# Of the parent's messages: lengths of a JSON head and of the body. Of the child's: a verdict and a length.
 REQUEST = struct.Struct("<IQ")
 ANSWER = struct.Struct("<BQ")
 READY, TEXT, FAILURE, FAILURE_OF_MEMORY = range(4)
@@ -97,7 +97,7 @@ class Sandbox:
         with theirs:
             self.child = subprocess.Popen(
                 [sys.executable, "-c", "from mindllm_engine.corpus.pages.worker import main; main()", self.arguments()],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             )

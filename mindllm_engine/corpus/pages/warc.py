@@ -35,6 +35,8 @@ class _Stream:
         self.chunks = chunks
         self.chunk = memoryview(b"")
         self.position = 0
+        self.tail = b""
+        """The last bytes read."""
 
     def read(self, size: int = -1) -> bytes:
         while not self.chunk:
@@ -44,23 +46,30 @@ class _Stream:
             self.chunk = memoryview(chunk)
         data, self.chunk = self.chunk[:size], self.chunk[size:]
         self.position += len(data)
+        self.tail = (self.tail + data[-4:])[-4:]
         return bytes(data)
 
     def tell(self) -> int:
         return self.position
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        raise OSError("a stream")
+
     def close(self) -> None:
-        pass
+        """The file is its opener's to close."""
 
 
 def warc_records(path: str, max_bytes: int) -> Iterator[Record | BadRecord]:
     """Those of a file; numbers count all records in it, of whatever type."""
     number = 0
     with open(path, "rb") as file:
+        stream = _Stream(decompressed(path, file))
         try:
-            for number, record in enumerate(ArchiveIterator(_Stream(decompressed(path, file)), stream_detect=False), 1):
+            for number, record in enumerate(ArchiveIterator(stream, stream_detect=False), 1):
                 if record.record_type == WarcRecordType.response and record.is_http:
                     yield _page(number, record, max_bytes)
+            if stream.tail != b"\r\n\r\n":  # which ends each record; fastwarc says nothing of half a header
+                yield BadRecord(number + 1, DAMAGED_FILE, f"{path}: does not end with a record")
         except _CutOff:
             yield BadRecord(number, DAMAGED_FILE, f"{path}: ends in the middle of a record")
         except (DataError, OSError) as error:
@@ -89,7 +98,7 @@ def _page(number: int, record: WarcRecord, max_bytes: int) -> Record | BadRecord
     if len(body) > max_bytes:
         return BadRecord(number, TOO_LARGE, f"over {max_bytes} bytes, unpacked")
     content_type = (record.http_content_type or "").lower()
-    if content_type not in _HTML_TYPES and (content_type or not body.lstrip()[:1] == b"<"):
+    if content_type not in _HTML_TYPES and (content_type or body.lstrip()[:1] != b"<"):
         return BadRecord(number, NOT_HTML, content_type)
     known = {"url": record.headers.get("WARC-Target-URI"), "record_id": record.record_id}
     metadata = {key: value.encode(errors="replace").decode() for key, value in known.items() if value}
@@ -109,8 +118,8 @@ def _without_chunks(body: bytes) -> bytes:
 
 
 def _unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """A compressed body, up to one byte more than `max_bytes`. One that is not, whatever the header says, is left alone.
-    One that is cut off yields what there is of it. Raises zlib.error, OSError."""
+    """A compressed body, up to one byte more than `max_bytes`. One that is not compressed, whatever the header says, is
+    left alone; one that is cut off yields what there is of it. Raises zlib.error, OSError."""
     if encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b":
         return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(body, max_bytes + 1)
     if encoding == "deflate" and body and not body.lstrip().startswith(b"<"):
