@@ -14,6 +14,9 @@ from mindllm_engine.corpus.pages.unreadable import UNKNOWN_ENCODING, Unreadable
 MAX_FAILED_SHARE = 0.02
 # Of all characters, how many may be control characters before it is no text at all.
 MAX_CONTROL_SHARE = 0.05
+# Of the characters that unmarked UTF-16 gives, how many must be ASCII, Chinese or Japanese. At the wrong byte order, or
+# in another encoding, few are.
+MIN_COMMON_SHARE = 0.9
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # The WHATWG's names that have a larger relative: what is declared as the smaller is often written in the larger.
@@ -24,6 +27,7 @@ _META = re.compile(
 )
 _META_BYTES = 4096
 _SAMPLE_BYTES = 1 << 16
+_COMMON = re.compile(r"[\t\n\r -~\u2010-\u2026\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f]+")
 
 
@@ -48,13 +52,12 @@ def _decoded(data: bytes, declared: list[str] | tuple[str, ...]) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace")
-    if encoding := _utf_16(data, 0.3):
+    if encoding := _utf_16_of_markup(data):
         return data.decode(encoding, "replace")
     try:
         return data.decode()
     except UnicodeDecodeError:
         pass
-    little_ascii = _utf_16(data, 0.005)
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     names = [map_encoding_to_html5(name, fallback_utf8=False) for name in declared]
@@ -62,7 +65,7 @@ def _decoded(data: bytes, declared: list[str] | tuple[str, ...]) -> str:
     if detected in _MULTI_BYTE:
         # A page that declares Latin-1 because the server always does: any bytes at all are valid Latin-1.
         names = [name for name in names if name in _MULTI_BYTE or name == "utf-8"]
-    for name in dict.fromkeys((little_ascii, *names, "utf-8", detected)):
+    for name in dict.fromkeys((_utf_16_of_chinese(data), *names, "utf-8", detected)):
         if name and (text := _try(data, _SUPERSETS.get(name, name))) is not None:
             return text
     raise Unreadable(UNKNOWN_ENCODING, f"declared {', '.join(declared) or 'none'}, looks like {detected}")
@@ -80,11 +83,23 @@ def _try(data: bytes, encoding: str) -> str | None:
     return text if failed - text.endswith("\ufffd") <= MAX_FAILED_SHARE * not_ascii else None
 
 
-def _utf_16(data: bytes, zero_share: float) -> str | None:
-    """Which UTF-16, if any: its ASCII (spaces, line ends, markup) has a zero in every second byte, and there alone."""
+def _utf_16_of_markup(data: bytes) -> str | None:
+    """Which UTF-16, if any, where ASCII (markup, western text) has a zero in every second byte, and there alone."""
     sample = data[:_SAMPLE_BYTES]
     even, odd = sample[::2].count(0), sample[1::2].count(0)
-    least = max(4, zero_share * len(sample) / 2)
+    least = max(4, 0.15 * len(sample))
     if odd >= least and odd > 20 * even:
         return "utf-16-le"
     return "utf-16-be" if even >= least and even > 20 * odd else None
+
+
+def _utf_16_of_chinese(data: bytes) -> str | None:
+    """Which UTF-16, if any, where some zeros (of spaces, line ends) stand among what decodes to common characters."""
+    sample = data[: _SAMPLE_BYTES if len(data) > _SAMPLE_BYTES else len(data) // 2 * 2]
+    if sample.count(0) < max(2, 0.002 * len(sample)):
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = sample.decode(encoding, "replace")
+        if len(_COMMON.findall(text)) >= MIN_COMMON_SHARE * len(text):
+            return encoding
+    return None

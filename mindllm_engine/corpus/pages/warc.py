@@ -61,15 +61,16 @@ class _Stream:
 
 def warc_records(path: str, max_bytes: int) -> Iterator[Record | BadRecord]:
     """Those of a file; numbers count all records in it, of whatever type."""
-    number = 0
+    number = given = 0
     with open(path, "rb") as file:
         stream = _Stream(decompressed(path, file))
         try:
             for number, record in enumerate(ArchiveIterator(stream, stream_detect=False), 1):
                 if record.record_type == WarcRecordType.response and record.is_http:
                     yield _page(number, record, max_bytes)
+                    given = number
             if stream.tail != b"\r\n\r\n":  # which ends each record; fastwarc says nothing of half a header
-                yield BadRecord(number + 1, DAMAGED_FILE, f"{path}: does not end with a record")
+                yield BadRecord(max(number, given + 1), DAMAGED_FILE, f"{path}: does not end with a record")
         except _CutOff:
             yield BadRecord(number, DAMAGED_FILE, f"{path}: ends in the middle of a record")
         except (DataError, OSError) as error:
