@@ -6,7 +6,8 @@ multiprocessing, which may not have children of that kind. `worker.py` is the ot
 
 Limits are the kernel's (RLIMIT_AS, RLIMIT_CPU), so they hold in C and Rust as well. Processor time and not time on the
 clock is limited: what is dropped must not depend on how busy the machine is. That a child has grown with the documents
-before must not decide either: a document that dies of memory is tried again in a fresh child.
+before must not decide either: a document that fails in a used child, unless `worker.py` knows why, is tried again in a
+fresh one, and a child that has grown large ends by itself.
 """
 
 import os
@@ -29,7 +30,8 @@ CRASHED = "extraction crashed"
 # Of the parent's messages: lengths of a JSON head and of the body. Of the child's: a verdict and a length.
 REQUEST = struct.Struct("<IQ")
 ANSWER = struct.Struct("<BQ")
-READY, TEXT, FAILURE, FAILURE_OF_MEMORY = range(4)
+# A verdict of UNREADABLE is final; FAILED may be the child's own fault.
+READY, TEXT, UNREADABLE, FAILED = range(4)
 
 # Time on the clock, as a multiple of the processor time allowed, after which a child that uses none is given up.
 _PATIENCE = 10
@@ -74,17 +76,17 @@ class Sandbox:
             self.ensure_child()
             first_use, self.fresh = self.fresh, False
             try:
-                answer = self.exchange({**head, "seconds": seconds}, body, _PATIENCE * seconds)
+                verdict, answer = self.exchange({**head, "seconds": seconds}, body, _PATIENCE * seconds)
             except TimeoutError:
                 self.close()
                 return Failure(OUT_OF_TIME, f"no answer in {_PATIENCE * seconds} s")
             except _Died:
-                answer = self.cause_of_death(seconds)
+                verdict, answer = self.cause_of_death(seconds)
+            if verdict == FAILED:
                 self.close()
-            if isinstance(answer, Failure) and answer.reason == OUT_OF_MEMORY:
-                self.close()
-            if isinstance(answer, str) or first_use or answer.reason not in (OUT_OF_MEMORY, CRASHED):
-                return answer
+                if not first_use:
+                    continue
+            return answer
 
     def ensure_child(self) -> None:
         """Start one unless one is alive. One that belongs to the process this one was forked from is left to it."""
@@ -118,8 +120,8 @@ class Sandbox:
         data = {"settings": self.settings, "memory_bytes": self.memory_bytes, "parent": os.getpid()}
         return orjson.dumps(data).decode()
 
-    def exchange(self, head: dict[str, Any], body: bytes, patience: float) -> str | Failure:
-        """One document. Raises _Died, TimeoutError."""
+    def exchange(self, head: dict[str, Any], body: bytes, patience: float) -> tuple[int, str | Failure]:
+        """One document: the verdict, and the text or why there is none. Raises _Died, TimeoutError."""
         assert self.channel is not None
         self.channel.settimeout(patience)
         packed = orjson.dumps(head)
@@ -131,11 +133,9 @@ class Sandbox:
         verdict, length = ANSWER.unpack(self.receive(ANSWER.size))
         if length > self.answer_bytes:
             self.close()
-            return Failure("text too long", f"{length} bytes")
-        answer = bytes(self.receive(length))
-        if verdict == TEXT:
-            return answer.decode()
-        return Failure(*orjson.loads(answer))
+            return UNREADABLE, Failure("text too long", f"{length} bytes")
+        answer = self.receive(length)
+        return verdict, answer.decode() if verdict == TEXT else Failure(*orjson.loads(answer))
 
     def receive(self, length: int) -> bytearray:
         """So many bytes. Raises _Died, TimeoutError."""
@@ -152,14 +152,13 @@ class Sandbox:
             filled += received
         return data
 
-    def cause_of_death(self, seconds: int) -> Failure:
-        """What the end of the child says."""
+    def cause_of_death(self, seconds: int) -> tuple[int, Failure]:
+        """What the end of the child says of its document."""
         assert self.child is not None
         status = self.child.wait()
         if status == -signal.SIGXCPU:
-            return Failure(OUT_OF_TIME, f"over {seconds} s")
-        name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        return Failure(CRASHED, name)
+            return UNREADABLE, Failure(OUT_OF_TIME, f"over {seconds} s")
+        return FAILED, Failure(CRASHED, signal.Signals(-status).name if status < 0 else f"exit code {status}")
 
     def close(self) -> None:
         """End the child. The next call starts another."""

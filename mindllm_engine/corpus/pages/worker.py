@@ -19,11 +19,12 @@ import orjson
 from mindllm_engine.corpus.pages.html import HtmlExtractor
 from mindllm_engine.corpus.pages.sandbox import (
     ANSWER,
-    FAILURE,
+    FAILED,
     OUT_OF_MEMORY,
     READY,
     REQUEST,
     TEXT,
+    UNREADABLE,
 )
 from mindllm_engine.corpus.pages.unreadable import Unreadable
 
@@ -49,6 +50,8 @@ def main() -> None:
             verdict, answer = answer_to(extractors, head, requests, body_length)
             channel.sendall(ANSWER.pack(verdict, len(answer)))
             channel.sendall(answer)
+            if address_space() > arguments["memory_bytes"] // 2:
+                break  # libraries leak, and memory gets scattered: the next document finds a fresh process
 
 
 def make_extractors(extractor: str, book_bytes: int) -> dict[str, Callable[[bytes, str | None], str]]:
@@ -81,13 +84,13 @@ def answer_to(
         text = extractors[head["kind"]](requests.read(body_length), head["charset"])
         return TEXT, encoded(text)
     except Unreadable as error:
-        return FAILURE, orjson.dumps([error.reason, encoded(error.detail).decode()])
+        return UNREADABLE, orjson.dumps([error.reason, encoded(error.detail).decode()])
     except MemoryError:
-        return FAILURE, orjson.dumps([OUT_OF_MEMORY, ""])
+        return FAILED, orjson.dumps([OUT_OF_MEMORY, ""])
     except Exception as error:
-        # A library that stumbles over one document in a billion: the report has its words.
+        # A library that stumbles over a document, or has no memory and says so in words of its own.
         detail = encoded(f"{type(error).__name__}: {error}"[:300]).decode()
-        return FAILURE, orjson.dumps(["extraction failed", detail])
+        return FAILED, orjson.dumps(["extraction failed", detail])
 
 
 def encoded(text: str) -> bytes:
@@ -96,6 +99,15 @@ def encoded(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def address_space() -> int:
+    """Of this process, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def limit_processor_time(seconds: int) -> None:

@@ -6,14 +6,15 @@ import zipfile
 from collections.abc import Sequence
 
 PARAGRAPH = "The ferry left the harbour at dawn, and the gulls followed it far out to sea. Nobody on deck spoke. "
-ARTICLE = "".join(f"<p>{PARAGRAPH * 3}</p>" for _ in range(6))
+ARTICLE = "".join(f"<p>Day {number}. {PARAGRAPH * 3}</p>" for number in range(6))
 PAGE = (
     "<html><head><title>Harbour</title><script>var hidden = 1;</script><style>p{color:red}</style></head><body>"
     "<nav><a href='/'>Home</a> <a href='/about'>About us</a></nav>"
     f"<article><h1>At the harbour</h1>{ARTICLE}</article><footer>Imprint and cookies</footer></body></html>"
 )
 ZH_SENTENCE = "今天早上港口起了大雾，渡船推迟了两个小时才离开码头，乘客们都在候船室里喝茶聊天。"
-ZH_PAGE = f"<html><body><article><h1>港口</h1>{f'<p>{ZH_SENTENCE * 5}</p>' * 4}</article></body></html>"
+ZH_PARAGRAPHS = "".join(f"<p>第{number}天。{ZH_SENTENCE * 5}</p>" for number in range(4))
+ZH_PAGE = f"<html><body><article><h1>港口</h1>{ZH_PARAGRAPHS}</article></body></html>"
 
 
 def http_response(body: bytes, content_type: str = "text/html", status: str = "200 OK", headers: str = "") -> bytes:
