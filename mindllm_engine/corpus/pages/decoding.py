@@ -49,9 +49,9 @@ def decode(data: bytes, declared: list[str] | tuple[str, ...] = ()) -> str:
 
 
 def _decoded(data: bytes, declared: list[str] | tuple[str, ...]) -> str:
-    for mark, encoding in _MARKS:
+    for mark, marked in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
+            return data[len(mark) :].decode(marked, "replace")
     if encoding := _utf_16_of_markup(data):
         return data.decode(encoding, "replace")
     try:
