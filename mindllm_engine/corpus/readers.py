@@ -24,6 +24,7 @@ OnBadRecord = Literal["skip", "error"]
 
 BATCH_BYTES = 1 << 20  # of decompressed text: some 25 ms of encoding, so a batch is worth handing to another process
 READ_BYTES = 1 << 18
+COMPRESSED_BYTES = 1 << 12  # decompressed at a time: 4 KiB of Zstandard may stand for 128 MiB
 
 MALFORMED_JSON = "malformed JSON"
 INVALID_UTF8 = "invalid UTF-8"
@@ -87,11 +88,11 @@ class BadRecords:
         return ", ".join(f"{count:,} {reason} (first {self.first[reason]})" for reason, count in self.counts.items())
 
 
-def expand_paths(patterns: str | Iterable[str]) -> list[str]:
+def expand_paths(patterns: str | Iterable[str], suffixes: Iterable[str] | None = None) -> list[str]:
     """The files that glob patterns name, sorted within each pattern, each file once.
 
     `~` and environment variables are expanded. Raises DataError for a pattern that matches nothing, and for a file
-    whose suffix has no reader, so that a run of hours does not end on its last file.
+    whose suffix has no reader (is not among `suffixes`), so that a run of hours does not end on its last file.
     """
     paths: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -104,8 +105,15 @@ def expand_paths(patterns: str | Iterable[str]) -> list[str]:
     if not paths:
         raise DataError("no input files are named; name one at least")
     for path in paths:
-        _reader_for(path)
+        check_suffix(path, suffixes or _READERS)
     return list(paths)
+
+
+def check_suffix(path: str, suffixes: Iterable[str]) -> None:
+    """Raises DataError for a path that ends in none of them."""
+    known = tuple(suffixes)
+    if not path.endswith(known):
+        raise DataError(f"{path}: unknown kind of file; known are {', '.join(known)}")
 
 
 def read_raw_batches(path: str, text_field: str = "text", batch_bytes: int = BATCH_BYTES) -> Iterator[RawBatch]:
@@ -142,7 +150,7 @@ def parse_batch(
             continue
         try:
             texts.append(decode(record, text_field))
-        except _BadRecord as error:
+        except RecordError as error:
             reason = str(error)
             if on_bad_record == "error":
                 raise DataError(
@@ -171,7 +179,7 @@ def read_texts(
 # -- One record ---
 
 
-class _BadRecord(Exception):
+class RecordError(Exception):
     """A record without a usable text; the message is the reason it is counted under."""
 
 
@@ -185,21 +193,29 @@ def _records(batch: RawBatch) -> list[Any]:
 
 
 def _text_of_line(line: bytes, text_field: str) -> str:
-    lenient = False
+    return text_of_record(load_record(line), text_field)
+
+
+def load_record(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line. Raises RecordError."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
-        lenient = True
         record = _loads_leniently(line)
     if not isinstance(record, dict):
-        raise _BadRecord(NOT_AN_OBJECT)
+        raise RecordError(NOT_AN_OBJECT)
+    return record
+
+
+def text_of_record(record: dict[str, Any], text_field: str) -> str:
+    """A string that can be encoded as UTF-8. Raises RecordError."""
     if text_field not in record:
-        raise _BadRecord(MISSING_FIELD)
+        raise RecordError(MISSING_FIELD)
     text = record[text_field]
     if not isinstance(text, str):
-        raise _BadRecord(NOT_A_STRING)
-    if lenient and not _is_encodable(text):
-        raise _BadRecord(LONE_SURROGATE)
+        raise RecordError(NOT_A_STRING)
+    if not is_encodable(text):
+        raise RecordError(LONE_SURROGATE)
     return text
 
 
@@ -208,14 +224,15 @@ def _loads_leniently(line: bytes) -> Any:
     try:
         line_text = line.decode("utf-8")
     except UnicodeDecodeError:
-        raise _BadRecord(INVALID_UTF8) from None
+        raise RecordError(INVALID_UTF8) from None
     try:
         return json.loads(line_text)
     except (ValueError, RecursionError):
-        raise _BadRecord(MALFORMED_JSON) from None
+        raise RecordError(MALFORMED_JSON) from None
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether the text has no lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -225,11 +242,11 @@ def _is_encodable(text: str) -> bool:
 
 def _text_of_cell(cell: bytes | None, text_field: str) -> str:
     if cell is None:
-        raise _BadRecord(NOT_A_STRING)
+        raise RecordError(NOT_A_STRING)
     try:
         return cell.decode("utf-8")
     except UnicodeDecodeError:
-        raise _BadRecord(INVALID_UTF8) from None
+        raise RecordError(INVALID_UTF8) from None
 
 
 # -- JSON lines ---
@@ -247,7 +264,7 @@ def _read_json_lines(path: str, text_field: str, batch_bytes: int) -> Iterator[L
     waiting: list[bytes] = []  # the chunks of the batch to come
     waiting_bytes = 0
     with open(path, "rb") as file:
-        for chunk in _without_byte_order_mark(_decompressed(path, file)):
+        for chunk in without_byte_order_mark(decompressed(path, file)):
             waiting.append(chunk)
             waiting_bytes += len(chunk)
             # Only the new chunk is searched, so a single line of gigabytes costs no quadratic time.
@@ -264,7 +281,8 @@ def _read_json_lines(path: str, text_field: str, batch_bytes: int) -> Iterator[L
             yield LineBatch(path, first_line, b"".join(waiting), file.tell())
 
 
-def _without_byte_order_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def without_byte_order_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes without the mark with which some programs begin UTF-8."""
     head = b""
     for chunk in chunks:
         head += chunk
@@ -274,7 +292,11 @@ def _without_byte_order_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-def _decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
+def decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
+    """The content of a plain, gzip or Zstandard file (by its suffix), in chunks of at most some 128 MiB.
+
+    Raises DataError where it is damaged or cut off, after all that comes before.
+    """
     if path.endswith(".gz"):
         # 16 added to the window size asks zlib for the gzip format.
         return _inflate(path, file, "gzip", lambda: zlib.decompressobj(16 + zlib.MAX_WBITS))
@@ -288,7 +310,7 @@ def _inflate(path: str, file: BinaryIO, format_name: str, new_decompressor: Call
     """Decompress any number of concatenated gzip members or Zstandard frames, and notice when the last is cut short."""
     decompressor: _Decompressor | None = None
     try:
-        while compressed := file.read(READ_BYTES):
+        while compressed := file.read(COMPRESSED_BYTES):
             while compressed:
                 if decompressor is None:
                     if format_name == "gzip":  # which may be padded with zeros between and after its members
@@ -360,7 +382,5 @@ _READERS: dict[str, _Reader] = dict.fromkeys(_JSON_SUFFIXES, _read_json_lines) |
 
 
 def _reader_for(path: str) -> _Reader:
-    for suffix, reader in _READERS.items():
-        if path.endswith(suffix):
-            return reader
-    raise DataError(f"{path}: unknown kind of file; known are {', '.join(_READERS)}")
+    check_suffix(path, _READERS)
+    return next(reader for suffix, reader in _READERS.items() if path.endswith(suffix))
