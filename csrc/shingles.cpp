@@ -2,6 +2,7 @@
 #include "shingles.hpp"
 
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 namespace mindllm {
@@ -71,8 +72,9 @@ constexpr Range RANGES[] = {
 
 Kind kind_in_ranges(uint32_t code) {
     if (code < 0x80) {
-        const bool alphanumeric = (code >= '0' && code <= '9') || (code >= 'A' && code <= 'Z') || (code >= 'a' && code <= 'z');
-        return alphanumeric ? Kind::LETTER : Kind::SEPARATOR;
+        const bool digit = code >= '0' && code <= '9';
+        const bool letter = (code >= 'A' && code <= 'Z') || (code >= 'a' && code <= 'z');
+        return digit || letter ? Kind::LETTER : Kind::SEPARATOR;
     }
     size_t low = 0, high = std::size(RANGES);
     while (low < high) {  // the first range that does not end before the code point

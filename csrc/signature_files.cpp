@@ -43,6 +43,7 @@ SignatureFiles::SignatureFiles(std::vector<std::string> paths, size_t signature_
     for (const std::string& path : paths_) {
         struct stat status{};
         if (::stat(path.c_str(), &status) != 0) throw IoError(errno, path);
+        if (!S_ISREG(status.st_mode)) throw FormatError(path, "not a regular file");
         const auto bytes = static_cast<uint64_t>(status.st_size);
         if (bytes % record_bytes_ != 0) {
             throw FormatError(path, "cut short, or signed with other settings: " + std::to_string(bytes) +

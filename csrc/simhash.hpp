@@ -8,9 +8,10 @@
 
 namespace mindllm {
 
-// Bit i is what bit i of the hashes of shingles is for the most part, a shingle counted as often as it occurs. Of a text
+// Bit i is what bit i of the hashes of shingles is for the most part, where a shingle that occurs k times has the weight
+// 1 + floor(log2 k), 8 at most: weighed by k itself, the few that a site repeats on all its pages decide alone. Of a text
 // of fewer than `shortest` shingles it is a hash of all of it, normalised: a handful of shingles decides too little, and
-// different verses of a form would come out alike. Shingles are of n units (shingles.hpp).
+// verses of one form would come out alike. Shingles are of n units (shingles.hpp).
 uint64_t simhash(std::string_view text, size_t n, uint64_t shortest);
 
 }  // namespace mindllm

@@ -38,7 +38,7 @@ _MEMORY_BYTES_AT_LEAST = 1 << 20
 
 @dataclass
 class NearDuplicatesConfig:
-    """Which documents count as copies of another. The paper removes near-duplicates (section 2) and gives no numbers."""
+    """Which documents count as copies of another. The paper removes near-duplicates (section 2), without numbers."""
 
     method: Literal["simhash", "minhash", "none"] = "simhash"
     """`simhash`: 20 bytes a document, finds nearly equal texts; `minhash`: 460 bytes, finds texts that share most of
@@ -46,12 +46,13 @@ class NearDuplicatesConfig:
     distance: int = 3
     """SimHash: signatures (64 bits) that differ in so many bits or fewer are of near-duplicates; 0 to 7. 3 is from
     Manku, Jain and Das Sarma (2007). No pair is missed."""
-    simhash_characters: int = 3
-    """SimHash: characters of a shingle in languages without spaces."""
+    simhash_characters: int = 2
+    """SimHash: characters of a shingle in languages without spaces. 1 finds more near-duplicates (of texts with 1 % of
+    characters changed 67-88 % instead of 36-57 %), and more that are none where millions of texts have one subject."""
     simhash_words: int = 2
-    """SimHash: words of a shingle in all other languages."""
+    """SimHash: words of a shingle in all other languages; see above."""
     shortest: int = 32
-    """SimHash: of texts with fewer shingles only those that are equal in all words or characters are near-duplicates."""
+    """SimHash: texts with fewer shingles are near-duplicates only if all their words or characters are equal."""
     hashes: int = 112
     """MinHash: values of a signature (four bytes each)."""
     bands: int = 14
@@ -166,18 +167,21 @@ class DuplicateCounts:
 def find_duplicates(
     config: NearDuplicatesConfig, signature_files: Sequence[Path], folder: Path, memory_bytes: int
 ) -> DuplicateCounts:
-    """Find the documents that have an earlier copy, over all files in the given order, and write `<folder>/<i>.duplicates`
-    for each file: records of DUPLICATE by ordinal. A file appears when complete; the folder is made.
+    """Find the documents that have an earlier copy, over all files in the given order, and write
+    `<folder>/<i>.duplicates` for each file: records of DUPLICATE by ordinal. A file appears when complete; the folder is
+    made.
 
-    Memory stays below `memory_bytes` (1 MiB at least) beside a few MB; sorting goes to nameless files in the folder beyond that,
-    of 20 bytes a document for SimHash and 16 for each band for MinHash. The result does not depend on it.
+    Memory stays below `memory_bytes` (1 MiB at least) beside a few MB. Beyond that, nameless files in the folder are
+    sorted, of up to 56 bytes a document for SimHash and 24 and 16 a band for MinHash; the result is the same.
 
     Raises ConfigError for an impossible value, DataError for signatures that are missing, damaged or made with other
     settings, and for a full disk.
     """
     config.validate()
     if memory_bytes < _MEMORY_BYTES_AT_LEAST:
-        raise ConfigError(f"near-duplicates get {memory_bytes} bytes of memory; give them {_MEMORY_BYTES_AT_LEAST} at least")
+        raise ConfigError(
+            f"near-duplicates get {memory_bytes} bytes of memory; give them {_MEMORY_BYTES_AT_LEAST} at least"
+        )
     paths = [os.fsencode(path) for path in signature_files]
     try:
         folder.mkdir(parents=True, exist_ok=True)
