@@ -11,7 +11,7 @@
 namespace mindllm {
 
 DocumentForest::DocumentForest(uint64_t documents, size_t memory_bytes, const std::string& folder)
-    : bytes_(documents * sizeof(uint64_t)) {
+    : wide_(documents > UINT32_MAX), bytes_(documents * (wide_ ? sizeof(uint64_t) : sizeof(uint32_t))) {
     if (bytes_ == 0) return;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor = -1;
     if (bytes_ > memory_bytes) {
@@ -22,7 +22,7 @@ DocumentForest::DocumentForest(uint64_t documents, size_t memory_bytes, const st
     }
     void* address = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, descriptor, 0);
     if (address == MAP_FAILED) throw IoError(errno, folder);
-    steps_ = static_cast<uint64_t*>(address);
+    steps_ = address;
 }
 
 DocumentForest::~DocumentForest() {
@@ -33,7 +33,7 @@ void DocumentForest::unite(uint64_t document, uint64_t other) {
     uint64_t first = root(document), second = root(other);
     if (first == second) return;
     if (first > second) std::swap(first, second);
-    steps_[second] = second - first;
+    set_step(second, second - first);
 }
 
 }  // namespace mindllm

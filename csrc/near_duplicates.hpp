@@ -25,14 +25,14 @@ struct DuplicateCounts {
 };
 
 // Pairs of SimHash signatures (of 8 bytes) at a distance up to `distance`, every one of them. Memory is bounded by
-// `memory_bytes` (64 KiB at least) beside one bit to eight bytes a document in a mapped file; temporary files go to
-// `folder`. Throws IoError and FormatError.
+// `memory_bytes` (64 KiB at least), beside a mapped file of four bytes a document where these are more than a quarter of
+// that: pages that the system may take back. Temporary files go to `folder`. Throws IoError and FormatError.
 DuplicateCounts find_simhash_duplicates(const SignatureFiles& signatures, int distance, const std::string& folder,
                                         size_t memory_bytes);
 
 // Pairs of MinHash signatures that agree in one of `bands` runs of values (a band has all values but a rest divided by
 // their number) and in `least_equal` values of all. Where over 256 unlike documents agree in a band, each is compared
-// with the first 256 only.
+// with the first 256 only. Memory as above, and one bit a document.
 DuplicateCounts find_minhash_duplicates(const SignatureFiles& signatures, size_t hashes, size_t bands,
                                         size_t least_equal, const std::string& folder, size_t memory_bytes);
 

@@ -168,11 +168,11 @@ def find_duplicates(
     config: NearDuplicatesConfig, signature_files: Sequence[Path], folder: Path, memory_bytes: int
 ) -> DuplicateCounts:
     """Find the documents that have an earlier copy, over all files in the given order, and write
-    `<folder>/<i>.duplicates` for each file: records of DUPLICATE by ordinal. A file appears when complete; the folder is
-    made.
+    `<folder>/<i>.duplicates` for each file: records of DUPLICATE by ordinal. A file appears when complete; the folder
+    is made.
 
     Memory stays below `memory_bytes` (1 MiB at least) beside a few MB. Beyond that, nameless files in the folder are
-    sorted, of up to 56 bytes a document for SimHash and 24 and 16 a band for MinHash; the result is the same.
+    sorted, of up to 52 bytes a document for SimHash and 20 and 16 a band for MinHash; the result is the same.
 
     Raises ConfigError for an impossible value, DataError for signatures that are missing, damaged or made with other
     settings, and for a full disk.
