@@ -10,6 +10,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from mindllm_engine.corpus.ledger import Drop, Ledger
+from mindllm_engine.errors import MindLLMError
 
 
 class CorpusStep(PipelineStep, ABC):
@@ -40,6 +41,8 @@ class CorpusStep(PipelineStep, ABC):
             with self.track_time():
                 try:
                     drop = self.apply(document)
+                except MindLLMError:
+                    raise  # what the step works with is wrong, not the document
                 except Exception as error:
                     # One document in a billion must not end a task of days; the report shows it.
                     drop = Drop(f"failed: {type(error).__name__}", str(error))

@@ -1,0 +1,90 @@
+// Counts the bits of hashes in planes: plane p holds bit p of 64 counters, so that a hash is added to all of them by a few
+// operations on whole words. A shingle is added when it comes for the 1st, 2nd, 4th ... 128th time.
+#include "simhash.hpp"
+
+#include <array>
+#include <vector>
+
+#include "shingles.hpp"
+
+namespace mindllm {
+
+namespace {
+
+constexpr int PLANES = 8;
+constexpr size_t PLANES_HOLD = (size_t{1} << PLANES) - 1;
+constexpr size_t LEAST_SLOTS = 1 << 16, MOST_SLOTS = 1 << 22;
+constexpr uint8_t COUNTED = 255;  // times at most
+
+// How often shingles have come. Those that share a slot are counted together, so that some weigh less than they should:
+// mostly the same ones in two similar texts. Texts of over 16 MB have more shingles to a slot, and need no more memory.
+class Occurrences {
+  public:
+    explicit Occurrences(size_t text_bytes) {
+        size_t slots = LEAST_SLOTS;
+        while (slots < text_bytes / 4 && slots < MOST_SLOTS) slots *= 2;
+        slots_.resize(slots);
+    }
+    // Whether it is the 1st, 2nd, 4th ... 128th time.
+    bool count(uint64_t shingle) {
+        uint8_t& times = slots_[shingle >> 32 & (slots_.size() - 1)];
+        if (times == COUNTED) return false;
+        ++times;
+        return (times & (times - 1)) == 0;
+    }
+
+  private:
+    std::vector<uint8_t> slots_;
+};
+
+class BitCounts {
+  public:
+    void add(uint64_t hash) {
+        uint64_t carry = hash;
+        for (int plane = 0; carry != 0; ++plane) {
+            const uint64_t sum = planes_[plane] ^ carry;
+            carry &= planes_[plane];
+            planes_[plane] = sum;
+        }
+        if (++in_planes_ == PLANES_HOLD) empty_planes();
+        ++total_;
+    }
+
+    uint64_t majority() {
+        empty_planes();
+        uint64_t bits = 0;
+        for (int bit = 0; bit < 64; ++bit) bits |= static_cast<uint64_t>(2 * counts_[bit] > total_) << bit;
+        return bits;
+    }
+
+  private:
+    void empty_planes() {
+        for (int plane = 0; plane < PLANES; ++plane) {
+            for (int bit = 0; bit < 64; ++bit) counts_[bit] += (planes_[plane] >> bit & 1) << plane;
+            planes_[plane] = 0;
+        }
+        in_planes_ = 0;
+    }
+
+    std::array<uint64_t, PLANES> planes_{};
+    std::array<uint64_t, 64> counts_{};
+    size_t in_planes_ = 0;
+    uint64_t total_ = 0;
+};
+
+}  // namespace
+
+uint64_t simhash(std::string_view text, size_t n, uint64_t shortest) {
+    BitCounts counts;
+    Occurrences occurrences(text.size());
+    const auto take = [&](const uint64_t* hashes, size_t count) {
+        for (size_t i = 0; i < count; ++i) {
+            if (occurrences.count(hashes[i])) counts.add(hashes[i]);
+        }
+    };
+    const ShingleCounts found = cut_into_shingles(text, n, take);
+    if (found.units == 0) return hash_bytes(text);
+    return found.shingles < shortest ? mix_bits(found.content) : counts.majority();
+}
+
+}  // namespace mindllm
