@@ -1,11 +1,14 @@
-// The Python side of format cleaning and text profiles: str in, results out. Texts are read where Python holds them,
+// The Python side of format cleaning, text profiles and phrases: str in, results out. Texts are read where Python holds them,
 // without the GIL.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bindings.hpp"
+#include "phrase_set.hpp"
 #include "text_cleaning.hpp"
 #include "text_profile.hpp"
 
@@ -50,6 +53,16 @@ TextProfile profile(const py::str& text) {
     return profile_text(view);
 }
 
+py::tuple count_phrases(const PhraseSet& set, const py::str& text) {
+    const std::string_view view = view_of(text);
+    PhraseSet::Found found;
+    {
+        const py::gil_scoped_release release;
+        found = set.count(view);
+    }
+    return py::make_tuple(found.phrases, found.characters);
+}
+
 }  // namespace
 
 void bind_text_cleaning(py::module_& module) {
@@ -60,8 +73,8 @@ void bind_text_cleaning(py::module_& module) {
         .def_readonly("characters", &TextProfile::characters)
         .def_readonly("ascii", &TextProfile::ascii)
         .def_readonly("spaces", &TextProfile::spaces)
-        .def_readonly("letters", &TextProfile::letters)
-        .def_readonly("punctuation", &TextProfile::punctuation)
+        .def_readonly("counted", &TextProfile::counted)
+        .def_readonly("text", &TextProfile::text)
         .def_readonly("han", &TextProfile::han)
         .def_readonly("kana", &TextProfile::kana)
         .def_readonly("hangul", &TextProfile::hangul)
@@ -75,6 +88,9 @@ void bind_text_cleaning(py::module_& module) {
         .def_readonly("high_latin", &TextProfile::high_latin);
     module.def("profile_text", &profile, py::arg("text"),
                "The TextProfile of a str. UnicodeEncodeError for a lone surrogate.");
+    py::class_<PhraseSet>(module, "PhraseSet", "Counts the phrases of a list (csrc/phrase_set.hpp).")
+        .def(py::init<const std::vector<std::string>&>(), py::arg("phrases"))
+        .def("count", &count_phrases, py::arg("text"), "(phrases, characters in them) of a str.");
 }
 
 }  // namespace mindllm

@@ -9,14 +9,15 @@ namespace mindllm {
 
 namespace {
 
-constexpr int64_t PUNCTUATION_RUN = 3;
+constexpr int64_t COUNTED_RUN = 3;
 constexpr int64_t SHORTEST_NUMBER = 7, LONGEST_NUMBER = 15;
 
 enum class Kind { SPACE, DIGIT, HAN, KANA, HANGUL, LATIN, OTHER_LETTER, PUNCTUATION, SYMBOL };
 
 bool is_ascii_punctuation(char32_t c) {
     switch (c) {
-        case '.': case ',': case ';': case ':': case '?': case '!': case '\'': case '"': case '(': case ')': case '-':
+        case '.': case ',': case ';': case ':': case '?': case '!': case '\'': case '"': case '(': case ')':
+        case '-': case '/': case '%': case '&': case '+': case '=':
             return true;
         default:
             return false;
@@ -170,15 +171,16 @@ TextProfile profile_text(std::string_view text) {
         bool word = false;
         switch (kind) {
             case Kind::SPACE: ++profile.spaces; break;
-            case Kind::HAN: ++profile.han; ++profile.letters; break;
-            case Kind::KANA: ++profile.kana; ++profile.letters; break;
-            case Kind::HANGUL: ++profile.hangul; ++profile.letters; word = true; break;
-            case Kind::DIGIT: ++profile.letters; word = true; break;
-            case Kind::LATIN: ++profile.latin; ++profile.letters; word = true; break;
-            case Kind::OTHER_LETTER: ++profile.other_letters; ++profile.letters; word = true; break;
-            case Kind::PUNCTUATION: profile.punctuation += run <= PUNCTUATION_RUN; break;
-            case Kind::SYMBOL: break;
+            case Kind::HAN: ++profile.han; break;
+            case Kind::KANA: ++profile.kana; break;
+            case Kind::HANGUL: ++profile.hangul; word = true; break;
+            case Kind::DIGIT: word = true; break;
+            case Kind::LATIN: ++profile.latin; word = true; break;
+            case Kind::OTHER_LETTER: ++profile.other_letters; word = true; break;
+            case Kind::PUNCTUATION: case Kind::SYMBOL: break;
         }
+        profile.counted += run <= COUNTED_RUN;
+        profile.text += run <= COUNTED_RUN && kind != Kind::SYMBOL;
         profile.words += word && !in_word;
         in_word = word;
         profile.digit_groups += numbers.add(c);

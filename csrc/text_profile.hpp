@@ -10,17 +10,17 @@ namespace mindllm {
 struct TextProfile {
     int64_t characters = 0;
     int64_t ascii = 0;
-    int64_t spaces = 0;       // and tabs and newlines
-    int64_t letters = 0;      // of any script, and digits
-    int64_t punctuation = 0;  // of sentences; one that repeats the character before it counts only up to three in a row
+    int64_t spaces = 0;  // and tabs and newlines
+    int64_t counted = 0;  // of a run of one character the first three: rules and indents are layout
+    int64_t text = 0;     // of the counted, letters of any script, digits, spaces, punctuation and / % & + =
     int64_t han = 0;
     int64_t kana = 0;
     int64_t hangul = 0;
-    int64_t latin = 0;        // with and without accents
-    int64_t accented = 0;     // of the Latin letters, those that are not ASCII
+    int64_t latin = 0;  // with and without accents
+    int64_t accented = 0;  // of the Latin letters, those that are not ASCII
     int64_t other_letters = 0;
-    int64_t words = 0;        // runs of Latin or other letters and digits
-    int64_t digit_groups = 0; // runs of 7 to 15 digits, single spaces, dots and hyphens between them allowed
+    int64_t words = 0;         // runs of Latin or other letters and digits
+    int64_t digit_groups = 0;  // runs of 7 to 15 digits, single spaces, dots and hyphens between them allowed
 
     // Signs of a wrong decoding.
     int64_t lost = 0;           // U+FFFD, private use, 锟斤拷, 烫烫烫, 屯屯屯: the text that was here is gone
