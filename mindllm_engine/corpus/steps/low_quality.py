@@ -1,9 +1,9 @@
 """The third step: drops pages of low quality and identifies the language (section 2 of the MindLLM paper).
 
-The paper drops pages with a text density under 75 % or fewer than 100 Chinese characters. It does not say how density is
-measured; here it is the share of characters that are letters, digits, spaces or ordinary punctuation, in which a run of
-one character counts as three at most (csrc/text_profile.hpp). What is left out is the matter of menus, tables of signs
-and markup.
+The paper drops pages with a text density under 75 % or fewer than 100 Chinese characters. It does not say how density
+is measured; here it is the share of characters that are letters, digits, spaces or ordinary punctuation, in which a run
+of one character counts as three at most (csrc/text_profile.hpp). What is left out is the matter of menus, tables of
+signs and markup.
 """
 
 from dataclasses import dataclass, field
