@@ -10,6 +10,4 @@ void bind_token_bytes(pybind11::module_& module);
 void bind_packing(pybind11::module_& module);
 void bind_token_files(pybind11::module_& module);
 void bind_text_units(pybind11::module_& module);
-void bind_near_duplicates(pybind11::module_& module);
-
-}  // namespace mindllm
+void bind_text_cleaning(pybind11::module_& module);

@@ -48,5 +48,4 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_token_files(module);
     mindllm::bind_streams(module);
     mindllm::bind_text_units(module);
-    mindllm::bind_near_duplicates(module);
-}
+    mindllm::bind_text_cleaning(module);
