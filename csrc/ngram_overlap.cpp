@@ -16,10 +16,10 @@ namespace {
 
 constexpr uint64_t BASE = 0x9E3779B97F4A7C15u;
 
-// Lower case in Latin, Greek and Cyrillic; ASCII for full-width.
+// A letter or digit beyond ASCII: lower case in Latin, Greek and Cyrillic; ASCII for full-width.
 uint32_t folded(uint32_t c) {
     if (c >= 0xFF01 && c <= 0xFF5E) c -= 0xFEE0;
-    if (c < 0x80) return c >= 'A' && c <= 'Z' ? c + 32 : c;
+    if (c < 0x80) return c | 0x20;
     if ((c >= 0xC0 && c <= 0xDE) || (c >= 0x391 && c <= 0x3A9) || (c >= 0x410 && c <= 0x42F)) return c + 32;
     if (c >= 0x400 && c <= 0x40F) return c + 80;
     return c >= 0x100 && c <= 0x137 ? c | 1 : c;
@@ -33,7 +33,13 @@ void for_each_normal_word(std::string_view text, Call call) {
         uint64_t hash = 0;
         uint32_t character = 0;
         for (size_t at = word.begin; at < word.end;) {
-            character = folded(next_character(text, at));
+            const auto byte = static_cast<uint8_t>(text[at]);
+            if (byte < 0x80) {
+                character = byte | 0x20;  // words have no signs but the underscore: lower case
+                ++at;
+            } else {
+                character = folded(next_character(text, at));
+            }
             hash = (hash + character) * 0xD6E8FEB86659FD93u;
         }
         if (word.chars == 1 && character >= 'a' && character <= 'z') return;
@@ -90,13 +96,13 @@ void OverlapIndex::finish() {
     std::sort(lengths_.begin(), lengths_.end());
 }
 
-// 16 bits an n-gram: one place in 16 of an ordinary document passes by chance at most.
+// At least 16 bits an n-gram: one place in a hundred of an ordinary document passes by chance.
 void OverlapIndex::make_filter() {
-    int log2_bits = 12;
-    while (size_t{1} << log2_bits < 16 * seeds_.size()) ++log2_bits;
-    shift_ = 64 - log2_bits;
-    filter_.assign((size_t{1} << log2_bits) / 64, 0);
-    for (const uint64_t seed : seeds_) filter_[seed >> shift_ >> 6] |= uint64_t{1} << (seed >> shift_ & 63);
+    int log2_blocks = 6;
+    while (size_t{1} << log2_blocks < seeds_.size() / 4) ++log2_blocks;
+    shift_ = 64 - log2_blocks;
+    filter_.assign(size_t{1} << log2_blocks, 0);
+    for (const uint64_t seed : seeds_) filter_[seed >> shift_] |= seed_bits(seed);
     seeds_ = {};
 }
 
@@ -143,7 +149,7 @@ std::vector<OverlapIndex::Hit> OverlapIndex::find_hits(std::string_view text) co
         const uint64_t sum = sums[words % RING] * BASE + hash;
         sums[++words % RING] = sum;
         const auto window = [&](size_t n) { return sum - sums[(words - n) % RING] * powers_[n]; };
-        if (words < seed_ || !filtered(mix(window(seed_)))) return;
+        if (words < seed_ || !passes(mix(window(seed_)))) return;
         for (const size_t n : lengths_) {
             if (n > words) break;
             const uint64_t key = with_length(window(n), n);

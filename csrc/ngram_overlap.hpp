@@ -62,7 +62,15 @@ class OverlapIndex {
 
     void drop_common();
     void make_filter();
-    bool filtered(uint64_t seed) const { return filter_[seed >> shift_ >> 6] >> (seed >> shift_ & 63) & 1; }
+    bool passes(uint64_t seed) const {
+        const uint64_t bits = seed_bits(seed);
+        return (filter_[seed >> shift_] & bits) == bits;
+    }
+    // Four of the 64 bits of a seed's place in the filter.
+    static uint64_t seed_bits(uint64_t seed) {
+        const auto bit = [seed](int at) { return uint64_t{1} << (seed >> at & 63); };
+        return bit(0) | bit(6) | bit(12) | bit(18);
+    }
     std::vector<Hit> find_hits(std::string_view text) const;
 
     OverlapRules rules_;
@@ -71,7 +79,7 @@ class OverlapIndex {
     std::vector<uint64_t> seeds_;   // hashes of the n-grams' last words; until `finish`
     std::vector<size_t> lengths_;   // of n-grams, ascending
     std::vector<uint64_t> powers_;  // of the base of hashes
-    std::vector<uint64_t> filter_;  // bits by hashes of seeds
+    std::vector<uint64_t> filter_;  // a Bloom filter of the hashes of seeds, in blocks of 64 bits
     size_t seed_ = 0;               // words in a seed: as many as the shortest n-gram can have
     int shift_ = 63;
     size_t short_items_ = 0, common_items_ = 0;

@@ -55,6 +55,7 @@ constexpr Range RANGES[] = {
     {0x3041, 0x312F, IDEOGRAPH},    // kana, Bopomofo
     {0x31A0, 0x31BF, IDEOGRAPH},    // Bopomofo
     {0x31F0, 0x31FF, IDEOGRAPH},    // kana
+    {0x3200, 0x33FF, OTHER},        // enclosed and squared
     {0x3400, 0x4DBF, IDEOGRAPH},    //
     {0x4DC0, 0x4DFF, OTHER},        // hexagrams
     {0x4E00, 0x9FFF, IDEOGRAPH},    //
@@ -68,14 +69,16 @@ constexpr Range RANGES[] = {
     {0xFF3B, 0xFF40, OTHER},        //
     {0xFF5B, 0xFF65, OTHER},        //
     {0xFFE0, 0xFFFF, OTHER},        // full-width signs, specials
-    {0x1F000, 0x1FAFF, OTHER},      // tiles, emoji, symbols
+    {0x1CF00, 0x1D35F, OTHER},      // musical notation, hexagrams
+    {0x1D800, 0x1DAAF, OTHER},      // sign writing
+    {0x1F000, 0x1FBEF, OTHER},      // tiles, emoji, symbols
     {0x20000, 0x3FFFF, IDEOGRAPH},  //
+    {0xE0000, 0xE007F, OTHER},      // tags
 };
 
 }  // namespace
 
 CharacterKind kind_beyond_ascii(uint32_t character) {
-    if (character >= 0x4E00 && character <= 0x9FFF) return IDEOGRAPH;  // nearly all of a Chinese text
     const auto behind = std::upper_bound(std::begin(RANGES), std::end(RANGES), character,
                                          [](uint32_t c, const Range& range) { return c < range.first; });
     if (behind == std::begin(RANGES)) return CharacterKind::letter;

@@ -31,7 +31,9 @@ constexpr std::array<CharacterKind, 128> ASCII_KINDS = ascii_kinds();
 }  // namespace detail
 
 inline CharacterKind character_kind(uint32_t character) {
-    return character < 0x80 ? detail::ASCII_KINDS[character] : kind_beyond_ascii(character);
+    if (character < 0x80) return detail::ASCII_KINDS[character];
+    if (character >= 0x4E00 && character <= 0x9FFF) return CharacterKind::ideograph;  // nearly all of a Chinese text
+    return kind_beyond_ascii(character);
 }
 
 inline bool is_continuation(char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; }
@@ -79,6 +81,13 @@ void for_each_word(std::string_view text, Call call) {
         word.kind = character_kind(first);
         if (word.kind == CharacterKind::letter || word.kind == CharacterKind::other) {
             while (at < text.size()) {
+                const auto byte = static_cast<uint8_t>(text[at]);
+                if (word.kind == CharacterKind::letter && byte < 0x80) {  // what follows says the same, more slowly
+                    if (detail::ASCII_KINDS[byte] != CharacterKind::letter) break;
+                    ++at;
+                    ++word.chars;
+                    continue;
+                }
                 size_t behind = at;
                 const uint32_t next = next_character(text, behind);
                 const bool same = word.kind == CharacterKind::letter ? character_kind(next) == CharacterKind::letter
