@@ -10,4 +10,7 @@ void bind_token_bytes(pybind11::module_& module);
 void bind_packing(pybind11::module_& module);
 void bind_token_files(pybind11::module_& module);
 void bind_text_units(pybind11::module_& module);
-void bind_text_cleaning(pybind11::module_& module);
+void bind_repetition(pybind11::module_& module);
+void bind_ngram_overlap(pybind11::module_& module);
+
+}  // namespace mindllm

@@ -48,4 +48,6 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_token_files(module);
     mindllm::bind_streams(module);
     mindllm::bind_text_units(module);
-    mindllm::bind_text_cleaning(module);
+    mindllm::bind_repetition(module);
+    mindllm::bind_ngram_overlap(module);
+}
