@@ -1,0 +1,21 @@
+"""The special tokens of the corpus and of chats, which every tokenizer trained here keeps whole.
+
+`steps/personal_data.py` writes the first five in place of what it removes; tuning puts the turns of a chat between the
+others. A text that holds one of them from the beginning is not changed.
+"""
+
+ID_NUMBER = "<|id_number|>"
+PHONE = "<|phone|>"
+BANK_CARD = "<|bank_card|>"
+EMAIL = "<|email|>"
+IP = "<|ip|>"
+
+SYSTEM = "<|system|>"
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+END = "<|end|>"
+
+# In the order of csrc/personal_data.hpp's kinds.
+PERSONAL_DATA_TOKENS = (ID_NUMBER, PHONE, BANK_CARD, EMAIL, IP)
+CHAT_TOKENS = (SYSTEM, USER, ASSISTANT, END)
+SPECIAL_TOKENS = PERSONAL_DATA_TOKENS + CHAT_TOKENS
