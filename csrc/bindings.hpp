@@ -11,5 +11,6 @@ void bind_packing(pybind11::module_& module);
 void bind_token_files(pybind11::module_& module);
 void bind_text_units(pybind11::module_& module);
 void bind_word_matcher(pybind11::module_& module);
+void bind_personal_data(pybind11::module_& module);
 
 }  // namespace mindllm

@@ -49,4 +49,5 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_streams(module);
     mindllm::bind_text_units(module);
     mindllm::bind_word_matcher(module);
+    mindllm::bind_personal_data(module);
 }
