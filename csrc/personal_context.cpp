@@ -31,10 +31,6 @@ constexpr std::string_view VERSION_LABELS[] = {
     "equation", "theorem", "lemma", "java", "jdk", "python", "driver", "patch", "oid", "kernel", "appendix", "item",
     "versions", "sections", "upgrade", "assembly", "chrome", "firefox", "windows", "clause", "step", "rule",
 };
-constexpr std::string_view ADDRESS_LABELS[] = {
-    "ip", "ipv4", "ipv6", "地址", "address", "host", "hostname", "server", "dns", "服务器", "网关", "gateway", "ping",
-    "主机", "ssh", "登录", "来自", "addr",
-};
 // What stands between a label and the number, and says nothing itself.
 constexpr std::string_view FILLERS[] = {
     "码", "为", "是", "：", "（", "【", "】", "「", "“", "＃", "№", "》", "number", "no", "at", "is",
@@ -204,6 +200,11 @@ bool is_amount(std::string_view text, size_t begin, size_t end) {
     return has_before(text, before, "×") || has_before(text, before, "÷") || has_before(text, before, "≈");
 }
 
+bool is_argument(std::string_view text, size_t begin, size_t end) {
+    const char name = byte_before(text, begin > 0 ? begin - 1 : 0);
+    return byte_before(text, begin) == '(' && (is_alnum(name) || name == '_') && byte_at(text, end) == ')';
+}
+
 Label label_before(std::string_view text, size_t begin) {
     size_t from = begin > LABEL_BYTES ? begin - LABEL_BYTES : 0;
     while (from < begin && (static_cast<uint8_t>(text[from]) & 0xC0) == 0x80) ++from;
@@ -212,7 +213,6 @@ Label label_before(std::string_view text, size_t begin) {
     const std::string_view bare = stripped(words);
     if (ends_with_one_of(bare, PHONE_LABELS)) return Label::PHONE;
     if (ends_with_one_of(bare, OTHER_LABELS)) return Label::OTHER;
-    if (ends_with_one_of(bare, ADDRESS_LABELS)) return Label::ADDRESS;
     if (ends_with_one_of(bare, VERSION_LABELS)) return Label::VERSION;
     // A number that is nothing but called one: "No. 123".
     const std::string_view rest = std::string_view(words).substr(bare.size());

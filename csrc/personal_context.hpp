@@ -35,8 +35,11 @@ bool ends_number(std::string_view text, size_t end, Separator inner);
 // Whether what follows makes it an amount: a unit, a currency, an operator.
 bool is_amount(std::string_view text, size_t begin, size_t end);
 
+// Whether it is all that a function is called with: "f(13800000000)".
+bool is_argument(std::string_view text, size_t begin, size_t end);
+
 // What the words right before a number say it is.
-enum class Label { NONE, PHONE, OTHER, VERSION, ADDRESS };
+enum class Label { NONE, PHONE, OTHER, VERSION };
 Label label_before(std::string_view text, size_t begin);
 
 }  // namespace mindllm

@@ -282,7 +282,7 @@ bool is_chinese_phone(const Groups& groups, size_t from, bool labelled, bool aft
             const size_t parts = groups_of(groups, from + 1, local);
             if (parts == 0 || parts > 2 || !is_chinese_local(area, groups.digits(from + 1, parts))) continue;
             used = 1 + parts;
-            return parts == 1 || labelled || groups.open || groups.group[from + 1].before != Separator::SPACE;
+            return parts == 1 || labelled || after_country || groups.open || groups.group[from + 1].before != Separator::SPACE;
         }
         return false;
     }
@@ -322,7 +322,7 @@ size_t with_extension(std::string_view text, size_t end) {
 }
 
 PersonalSpan phone(std::string_view text, const Groups& groups, size_t used, Separator inner) {
-    size_t end = with_extension(text, groups.end(used));
+    const size_t end = with_extension(text, groups.end(used));
     if (!ends_number(text, end, inner)) return {};
     return {PersonalKind::PHONE, groups.begin, end};
 }
@@ -369,8 +369,9 @@ PersonalSpan find_domestic(std::string_view text, const Groups& groups) {
     const bool labelled = label == Label::PHONE;
     const auto whole = [&](size_t used, Separator inner) -> PersonalSpan {
         if (!begins_number(text, groups.begin, inner)) return {};
-        if (!labelled && is_amount(text, groups.begin, groups.end(used))) return {};
-        return phone(text, groups, used, inner);
+        const PersonalSpan found = phone(text, groups, used, inner);
+        if (!labelled && (is_amount(text, found.begin, found.end) || is_argument(text, found.begin, found.end))) return {};
+        return found;
     };
     size_t used = 0;
     const std::string_view first = groups.digits(0, 1);
