@@ -48,6 +48,5 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_token_files(module);
     mindllm::bind_streams(module);
     mindllm::bind_text_units(module);
-    mindllm::bind_repetition(module);
-    mindllm::bind_ngram_overlap(module);
-}
+    mindllm::bind_word_matcher(module);
+    mindllm::bind_personal_data(module);
