@@ -9,7 +9,9 @@ def main() -> None:
     try:
         from mindllm_engine.corpus.build import BuildConfig, build_corpus
     except ModuleNotFoundError as error:
-        raise ConfigError(f"building a corpus needs the package {error.name}: install mindllm-engine[corpus]") from error
+        raise ConfigError(
+            f"building a corpus needs the package {error.name}: install mindllm-engine[corpus]"
+        ) from error
     config = parse_arguments(BuildConfig, "From raw pages to clean documents, by the steps of the MindLLM paper.")
     print(f"report: {build_corpus(config)}")
 

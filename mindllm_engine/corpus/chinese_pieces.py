@@ -22,7 +22,10 @@ CHINESE_RANGES = (
     (0xFF00, 0xFF7F),  # full-width forms
     (0x20000, 0x3FFFF),  # the planes of Han's further extensions
 )
-_RUNS = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in CHINESE_RANGES) + "]+")
+CHINESE = "".join(f"{chr(first)}-{chr(last)}" for first, last in CHINESE_RANGES)
+"""The same for a regular expression, between square brackets."""
+
+_RUNS = re.compile(f"[{CHINESE}]+")
 
 
 @dataclass(frozen=True)
