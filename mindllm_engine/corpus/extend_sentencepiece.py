@@ -1,6 +1,6 @@
 """Append Chinese pieces to a SentencePiece tokenizer (BPE or unigram) without changing how its language is encoded.
 
-What is guaranteed, whatever the text:
+What is guaranteed, whatever the text, as the model's own normaliser writes it (NFKC makes Han of Kangxi radicals):
 
 - The ids of all base pieces stay. A text without a Chinese character (chinese_pieces.py) has the ids it had: no new
   piece is part of it, and nothing else in the model changes.

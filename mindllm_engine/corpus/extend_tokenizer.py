@@ -8,6 +8,7 @@ from mindllm_engine.corpus.extend_byte_level import extend_byte_level
 from mindllm_engine.corpus.extend_sentencepiece import extend_sentencepiece
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, is_tokenizer_json, open_tokenizer
 from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.errors import ConfigError
 
 
 def extend_tokenizer(
@@ -19,8 +20,11 @@ def extend_tokenizer(
     of the last two the output is a tokenizer.json. special_tokens: those of special_tokens.py that the base lacks
     follow the pieces, and are not counted in `new_pieces`.
 
-    Raises DataError if the base cannot be read or extended, or the texts give fewer pieces.
+    Raises DataError if the base cannot be read or extended, or the texts give fewer pieces; ConfigError if no piece is
+    asked for.
     """
+    if new_pieces < 1:
+        raise ConfigError(f"pieces is {new_pieces}; ask for one at least")
     base = Path(base)
     extend = extend_byte_level if base.is_dir() or is_tokenizer_json(base) else extend_sentencepiece
     write_atomically(Path(output), extend(base, texts, new_pieces, special_tokens))
