@@ -57,8 +57,10 @@ class ByteLevelTokenizer:
         """
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except UnicodeEncodeError as error:
-            raise DataError("a text holds a lone surrogate, which is no Unicode character") from error
+        except TypeError:  # of a text that is no str as well
+            if all(map(_is_encodable, texts)):
+                raise
+            raise DataError("a text holds a lone surrogate, which is no Unicode character") from None
         ids_of_texts = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids_of_texts), dtype=np.int32, count=len(texts))
         total = int(lengths.sum(dtype=np.int64))
@@ -92,3 +94,11 @@ class ByteLevelTokenizer:
             if begin in special and end in special:
                 return special[begin], special[end]
         raise DataError(f"{self.model_path}: has neither <|endoftext|> nor <s> and </s>, which documents need")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -117,12 +117,14 @@ def train_sentencepiece_base(path: Path, texts: list[str], **changes: Any) -> Pa
     return path
 
 
-def train_byte_level(path: Path, texts: list[str], specials: Sequence[str] = (END_OF_TEXT,)) -> Path:
+def train_byte_level(
+    path: Path, texts: list[str], specials: Sequence[str] = (END_OF_TEXT,), vocab_size: int = 700
+) -> Path:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=700,
+        vocab_size=vocab_size,
         special_tokens=list(specials),
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
