@@ -3,7 +3,7 @@
     python benchmarks/corpus_tokenizers.py [--data ../shared/data/pretrain] [--json FILE]
 
 Characters a token are of documents that no tokenizer was trained on, beside byte-level BPE made as GPT-2's was, which
-loses nothing of a text either, and joins digits. (SentencePiece as it comes drops line breaks and doubled spaces, so its
+loses nothing of a text either, and joins digits. (SentencePiece as it comes drops line breaks and double spaces, so its
 tokens seem to hold more.) Bases to extend are trained on the English text here. Takes some five minutes on two cores.
 """
 

@@ -1,8 +1,7 @@
-"""The special tokens of cleaned text and of conversations, for the corpus steps and the tokenizers.
+"""The special tokens of the corpus and of chats, which every tokenizer trained here keeps whole.
 
-Personal data in a text is replaced by the first five (mindllm_engine/corpus/steps/personal_data.py), and a tokenizer
-that is made with special tokens encodes each as one id wherever it stands. The chat tokens are never encoded from text,
-whoever typed it: a chat template asks for their ids (`Tokenizer.special_id`), so nobody can forge a turn.
+`steps/personal_data.py` writes the first five in place of what it removes; tuning puts the turns of a chat between the
+others. A text that holds one of them from the beginning is not changed.
 """
 
 ID_NUMBER = "<|id_number|>"
@@ -10,10 +9,13 @@ PHONE = "<|phone|>"
 BANK_CARD = "<|bank_card|>"
 EMAIL = "<|email|>"
 IP = "<|ip|>"
-PERSONAL_DATA_TOKENS = (ID_NUMBER, PHONE, BANK_CARD, EMAIL, IP)
 
 SYSTEM = "<|system|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
 END = "<|end|>"
+
+# In the order of csrc/personal_data.hpp's kinds.
+PERSONAL_DATA_TOKENS = (ID_NUMBER, PHONE, BANK_CARD, EMAIL, IP)
 CHAT_TOKENS = (SYSTEM, USER, ASSISTANT, END)
+SPECIAL_TOKENS = PERSONAL_DATA_TOKENS + CHAT_TOKENS
