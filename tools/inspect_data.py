@@ -21,7 +21,7 @@ from mindllm_engine.data.plan_picture import draw
 from mindllm_engine.data.plan_summary import summarize
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.training.config import RunConfig
-from mindllm_engine.training.setup import make_plan, open_prepared, open_tokenizer
+from mindllm_engine.training.setup import make_plan, open_prepared, tokenizer_of
 
 PICTURE = "mixture.png"
 SAMPLES_SHOWN = 4
@@ -45,7 +45,7 @@ def main() -> None:
     config = parse_arguments(InspectArguments, description)
     sources = open_prepared(config)
     files = list(sources.values())
-    tokenizer = open_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     decode = tokenizer.decode if tokenizer else None
     vocab_size = config.model.selected.vocab_size
     for file in files:

@@ -4,9 +4,9 @@
 from dataclasses import dataclass
 
 from mindllm_engine.command_line import parse_arguments, run_tool
+from mindllm_engine.corpus.open_tokenizer import open_tokenizer
 from mindllm_engine.corpus.readers import OnBadRecord
 from mindllm_engine.corpus.tokenize import tokenize_source
-from mindllm_engine.corpus.tokenizer import Tokenizer
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TokenizeArguments:
     category: str
     """The kind of its text, such as web, book or code."""
     tokenizer: str
-    """The SentencePiece model (tools/train_tokenizer.py makes one)."""
+    """A SentencePiece model or a tokenizer.json (tools/train_tokenizer.py and tools/extend_tokenizer.py make them)."""
     out: str
     """Folder for <name>.bin, .idx, .json and <name>.heldout.*; a stopped run leaves its finished parts in parts/."""
     holdout: float = 0.0
@@ -47,7 +47,7 @@ def main() -> None:
         name=arguments.name,
         lang=arguments.lang,
         category=arguments.category,
-        tokenizer=Tokenizer(arguments.tokenizer),
+        tokenizer=open_tokenizer(arguments.tokenizer),
         holdout=arguments.holdout,
         text_field=arguments.text_field,
         on_bad_record=arguments.on_bad_record,

@@ -1,5 +1,5 @@
 """Train a tokenizer: `python tools/train_tokenizer.py --input.zh 'data/zh_*.jsonl.gz' --input.en 'data/en_*.jsonl.gz'
---model tokenizer.model --vocab_size 32000`."""
+--model tokenizer.model --vocab_size 32000`. MindLLM-3B's: `--config configs/corpus/tokenizer_125700.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,12 @@ class TrainTokenizerArguments:
     """File to write the tokenizer to."""
     vocab_size: int
     """Number of its ids. Below 65,500 a stored id takes 2 bytes, from there on 4."""
+    special_tokens: bool = False
+    """With tokens for personal data, which are kept whole in any text, and for chats."""
     train_bytes: int = 100_000_000
     """Bytes of text to train on. Training takes about 20 bytes of memory for each."""
+    holdout: float = 0.0
+    """Share of the documents to leave out, the same ones as tools/tokenize_corpus.py, for tools/report_tokenizer.py."""
     text_field: str = "text"
     """The field or column of a record that holds its text."""
     seed: int = 0
@@ -37,8 +41,8 @@ def main() -> None:
         for lang, pattern in arguments.input.items()
         for path in expand_paths(pattern)
     ]
-    texts = balanced_sample(sources, arguments.train_bytes, arguments.seed, arguments.text_field)
-    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.model)
+    texts = balanced_sample(sources, arguments.train_bytes, arguments.seed, arguments.text_field, arguments.holdout)
+    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.model, arguments.special_tokens)
     print(f"{arguments.model}: {tokenizer.vocab_size:,} ids, hash {tokenizer.hash}")
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mindllm_engine.command_line import USER_ERROR_EXIT_CODE, parse_arguments, printable, run_tool
-from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.corpus.open_tokenizer import open_tokenizer
 from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.manifest import Manifest
 from mindllm_engine.data.verification import Verified, bytes_of, find_token_files, verify_token_files
@@ -37,7 +37,7 @@ def main() -> None:
     workers = arguments.workers if arguments.workers is not None else os.cpu_count() or 1
     if workers < 1:
         raise ConfigError(f"workers: {workers} is no number of threads; give 1 or more")
-    tokenizer_hash = Tokenizer(arguments.tokenizer).hash if arguments.tokenizer else None
+    tokenizer_hash = open_tokenizer(arguments.tokenizer).hash if arguments.tokenizer else None
     sources = [arguments.sources] if isinstance(arguments.sources, str) else arguments.sources
     prefixes = find_token_files(sources)
     total_bytes = sum(bytes_of(prefix) for prefix in prefixes)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mindllm_engine.corpus.holdout import is_held_out
 from mindllm_engine.corpus.readers import read_texts
 
 # From one long document no more than this, lest a few books fill a source's share.
@@ -25,26 +26,27 @@ class SampledSource:
 class _Stream:
     """A source's documents in the order in which the sample takes them."""
 
-    def __init__(self, source: SampledSource, share_bytes: float, seed: int, text_field: str) -> None:
+    def __init__(self, source: SampledSource, share_bytes: float, seed: int, text_field: str, holdout: float) -> None:
         self.lang = source.lang
         self.taken_bytes = 0
-        self.texts = _spread(source, share_bytes, seed, text_field)
+        self.texts = _spread(source, share_bytes, seed, text_field, holdout)
 
 
 def balanced_sample(
-    sources: list[SampledSource], budget_bytes: int, seed: int, text_field: str = "text"
+    sources: list[SampledSource], budget_bytes: int, seed: int, text_field: str = "text", holdout: float = 0.0
 ) -> Iterator[str]:
     """Texts of about `budget_bytes` of UTF-8 in all, the same for the same files and seed.
 
     Each text comes from the language that has given the fewest bytes so far, and there from the source that has; a
     source that is used up leaves its share to the others of its language, then to the other languages. A source larger
     than its share is sampled over all its files, not from their heads. Bad records are passed over (tokenizing counts
-    them).
+    them), and so are the documents that tokenizing with the same `holdout` holds out (see `is_held_out`).
     """
     languages = {source.lang for source in sources}
     sources_of = {lang: sum(source.lang == lang for source in sources) for lang in languages}
     streams = [
-        _Stream(source, budget_bytes / len(languages) / sources_of[source.lang], seed, text_field) for source in sources
+        _Stream(source, budget_bytes / len(languages) / sources_of[source.lang], seed, text_field, holdout)
+        for source in sources
     ]
     taken_of_lang = dict.fromkeys(sorted(languages), 0)
     left = budget_bytes
@@ -61,7 +63,7 @@ def balanced_sample(
         yield text
 
 
-def _spread(source: SampledSource, share_bytes: float, seed: int, text_field: str) -> Iterator[str]:
+def _spread(source: SampledSource, share_bytes: float, seed: int, text_field: str, holdout: float) -> Iterator[str]:
     """A random part of the documents about as large as the share, then, in case it was too small, the rest."""
     text_bytes = sum(
         os.path.getsize(path) * (1 if path.endswith((".jsonl", ".json")) else _COMPRESSION) for path in source.paths
@@ -73,5 +75,5 @@ def _spread(source: SampledSource, share_bytes: float, seed: int, text_field: st
         choice = random.Random(f"{seed} {source.name} documents")
         for text in read_texts(paths, text_field):
             chosen = choice.random() < chance
-            if chosen == want_chosen and text:
+            if chosen == want_chosen and text and not is_held_out(text.encode(), holdout):
                 yield text[:_DOCUMENT_CHARS]

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
+from mindllm_engine.corpus.holdout import is_held_out
+from mindllm_engine.corpus.open_tokenizer import open_tokenizer
 from mindllm_engine.corpus.readers import BadRecords, OnBadRecord, RawBatch, parse_batch
-from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.token_file_builder import token_dtype
 from mindllm_engine.errors import DataError, MindLLMError
 
@@ -60,15 +60,13 @@ class EncodedBatch:
 
 
 class DocumentEncoder:
-    """Turns raw batches into encoded ones. A document is held out iff the xxh3_64 of its text, as a share of 2^64, is
-    below `holdout`: equal texts go the same way, whatever file they lie in and however often the run is repeated."""
+    """Turns raw batches into encoded ones, for training or held out (see `is_held_out`)."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         """Raises DataError if the tokenizer cannot be read."""
         self._settings = settings
-        self._tokenizer = Tokenizer(settings.tokenizer_path)
+        self._tokenizer = open_tokenizer(settings.tokenizer_path)
         self._dtype = token_dtype(self._tokenizer.vocab_size)
-        self._holdout_below = int(settings.holdout * 2**64)
 
     def encode(self, batch: RawBatch) -> EncodedBatch:
         """Raises DataError for a bad record if the settings say so."""
@@ -79,7 +77,7 @@ class DocumentEncoder:
             if not text or text.isspace():
                 continue
             utf8 = text.encode()
-            side = heldout if xxhash.xxh3_64_intdigest(utf8) < self._holdout_below else train
+            side = heldout if is_held_out(utf8, self._settings.holdout) else train
             side.append((text, len(utf8)))
         return EncodedBatch(
             self._encode_documents(train),

@@ -20,6 +20,7 @@ import orjson
 import xxhash
 
 from mindllm_engine.corpus.document_encoder import EncodedBatch, EncoderSettings, encode_in_order
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.corpus.readers import (
     BATCH_BYTES,
     BadRecords,
@@ -28,7 +29,6 @@ from mindllm_engine.corpus.readers import (
     expand_paths,
     read_raw_batches,
 )
-from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.data.byte_progress import ByteProgress
 from mindllm_engine.data.token_file_builder import TokenFileBuilder, token_dtype
@@ -119,7 +119,7 @@ def tokenize_source(
     name: str,
     lang: str,
     category: str,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     holdout: float = 0.0,
     text_field: str = "text",
     on_bad_record: OnBadRecord = "skip",
@@ -196,7 +196,7 @@ class _InputFile:
 class _Source:
     """The files of one source in the output folder. All methods need its lock."""
 
-    def __init__(self, out_dir: Path, settings: _Settings, tokenizer: Tokenizer) -> None:
+    def __init__(self, out_dir: Path, settings: _Settings, tokenizer: TextTokenizer) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._train = out_dir / settings.name

@@ -1,17 +1,14 @@
 """The tokenizer: SentencePiece BPE with byte fallback that gives every text back exactly.
 
 Identity normalisation, no dummy prefix, spaces kept, digits one by one. The ids of the special tokens are fixed:
-`<unk>` 0, `<s>` 1, `</s>` 2, no padding token. Newlines are ordinary characters of the training text, so pieces such as
-"。\\n" and ")\\n\\n" are learned: on this project's zh and en text that gave 2-12 % more bytes a token than a newline
-symbol of its own or the byte fallback. Tabs cannot be learned (SentencePiece uses them as a boundary mark inside), so
-runs of one to eight tabs are symbols.
+`<unk>` 0, `<s>` 1, `</s>` 2, no padding token; those of special_tokens.py are there where they were asked for. Newlines
+are ordinary characters of the training text, so pieces such as "。\\n" and ")\\n\\n" are learned: on this project's zh
+and en text that gave 2-12 % more bytes a token than a newline symbol of its own or the byte fallback. Tabs cannot be
+learned (SentencePiece uses them as a boundary mark inside), so runs of one to eight tabs are symbols.
 """
 
-import collections
-import io
 import itertools
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,8 @@ import xxhash
 
 import mindllm_engine._native as _native
 from mindllm_engine.corpus.sentencepiece_model import encodes_by_units
+from mindllm_engine.corpus.sentencepiece_training import train_sentencepiece
+from mindllm_engine.corpus.special_tokens import CHAT_TOKENS, PERSONAL_DATA_TOKENS
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import DataError
 
@@ -32,10 +31,6 @@ _SPACE_MARK = "\u2581"
 _CACHE_BYTES = 32 << 20  # of units and their ids; 30 MB of web text, Chinese or English, leave some 9 MB
 
 _TAB_RUNS = ["\t" * count for count in range(1, 9)]
-_SENTENCE_CHARS = 4000
-_MAX_COVERAGE = 0.9995
-_MIN_COVERAGE = 0.98  # SentencePiece's own limit
-_TRAINER_THREADS = 16  # a constant, because the model file records it: the same text shall give the same file anywhere
 
 
 class Tokenizer:
@@ -104,6 +99,18 @@ class Tokenizer:
         text: str = self._processor.decode(ids)
         return text
 
+    def special_id(self, token: str) -> int:
+        """The id of a special token such as "<|user|>", for chat templates: `encode` takes it for plain characters.
+
+        Raises DataError if the tokenizer was made without it.
+        """
+        token_id: int = self._processor.piece_to_id(token)
+        if token_id == self._processor.unk_id():
+            raise DataError(
+                f"{self.model_path}: has no special token {token}; train the tokenizer with special_tokens: true"
+            )
+        return token_id
+
     def _encode_units(self, units: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(units, num_threads=1)
         if _SPACE_MARK in units:
@@ -111,87 +118,29 @@ class Tokenizer:
         return ids
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, model_path: str | Path) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, model_path: str | Path, special_tokens: bool = False
+) -> Tokenizer:
     """Train a tokenizer of exactly `vocab_size` ids on `texts` and write it to `model_path`, all or nothing.
+
+    special_tokens: with those of mindllm_engine/corpus/special_tokens.py. The tokens of personal data are kept whole in
+    any text; those of a chat are control symbols, which no text is ever encoded as.
 
     The same texts in the same order give the same file. All texts are held in memory: about 20 bytes a byte of text
     (608 MB took 11.4 GB and 141 s on two cores). `balanced_sample` chooses them from a corpus.
 
     Raises DataError if the texts are too few for the vocabulary, or the vocabulary too small for their characters.
     """
-    sentences = [sentence for text in texts for sentence in _cut(text)]
-    if not sentences:
-        raise DataError("there is no text to train a tokenizer on")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=_character_coverage(sentences, vocab_size),
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            split_digits=True,
-            user_defined_symbols=_TAB_RUNS,
-            unk_id=UNK_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            pad_id=-1,
-            max_sentence_length=4 * _SENTENCE_CHARS,  # in bytes; longer ones would be dropped in silence
-            num_threads=_TRAINER_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise _training_error(str(error), vocab_size) from error
-    write_atomically(Path(model_path), model.getvalue())
+    model = train_sentencepiece(
+        texts,
+        vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        user_defined_symbols=[*_TAB_RUNS, *(PERSONAL_DATA_TOKENS if special_tokens else ())],
+        control_symbols=list(CHAT_TOKENS) if special_tokens else [],
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+    )
+    write_atomically(Path(model_path), model)
     return Tokenizer(model_path)
-
-
-def _cut(text: str) -> Iterator[str]:
-    """Cut a document into training sentences, after a newline or before a space where there is one.
-
-    The trainer drops longer ones in silence, and aborts at a word of 65,536 characters (Chinese has no spaces).
-    """
-    start = 0
-    while len(text) - start > _SENTENCE_CHARS:
-        end = start + _SENTENCE_CHARS
-        newline = text.rfind("\n", start, end) + 1
-        space = text.rfind(" ", start + 1, end)
-        cut = max(newline, space)
-        if cut <= start:
-            cut = end
-        yield text[start:cut]
-        start = cut
-    if start < len(text):
-        yield text[start:]
-
-
-def _character_coverage(sentences: list[str], vocab_size: int) -> float:
-    """The share of characters that become pieces of their own; the rarest are left to the byte fallback.
-
-    Lowered where single characters would take more than half of a small vocabulary, which Chinese soon does.
-    """
-    counts: collections.Counter[str] = collections.Counter()
-    for sentence in sentences:
-        counts.update(sentence)
-    most_common = counts.most_common(vocab_size // 2)
-    share = sum(count for _, count in most_common) / counts.total()
-    return max(_MIN_COVERAGE, min(_MAX_COVERAGE, share))
-
-
-def _training_error(message: str, vocab_size: int) -> DataError:
-    if match := re.search(r"Please set it to a value <= (\d+)", message):
-        return DataError(
-            f"the text is too little for a vocabulary of {vocab_size}: it gives at most {match[1]} pieces; "
-            "train on more text or ask for a smaller vocabulary"
-        )
-    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return DataError(
-            f"a vocabulary of {vocab_size} is too small: bytes, special tokens and the characters of this text take "
-            f"{match[1]}; ask for more than that"
-        )
-    return DataError(f"SentencePiece could not train on this text: {message.splitlines()[0]}")

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from mindllm_engine.command_line import parse_arguments
-from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.baselines import BigramModel, UnigramModel, bits_per_byte, xz_bits_per_byte
@@ -95,7 +95,9 @@ def make_report(run_dir: Path, prompts: list[str]) -> Report:
     return report
 
 
-def continue_prompts(model: MindLLM | GPTNeo, tokenizer: Tokenizer, prompts: list[str], seed: int) -> dict[str, str]:
+def continue_prompts(
+    model: MindLLM | GPTNeo, tokenizer: TextTokenizer, prompts: list[str], seed: int
+) -> dict[str, str]:
     """What the network says after each prompt, by prompt."""
     continuations = {}
     for prompt in prompts:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
-from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.cache_folder import CacheFolder
 from mindllm_engine.data.loader import Batch, Loader, heldout_batches
@@ -61,7 +61,7 @@ class Data:
     sources: list[Source]
     heldout: list[TokenFile | None]
     plan: Plan
-    tokenizer: Tokenizer | None
+    tokenizer: TextTokenizer | None
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +103,7 @@ def open_data(config: RunConfig) -> Data:
     if config.corpus is not None:
         prepared = prepare_corpus(config.corpus)
         prefixes, heldout_prefixes = prepared.sources, prepared.heldout
-    tokenizer = open_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     vocab_size = config.model.selected.vocab_size
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise ConfigError(
@@ -132,14 +132,14 @@ def open_prepared(config: RunConfig) -> dict[str, Source]:
     return {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
 
 
-def open_tokenizer(config: RunConfig) -> Tokenizer | None:
+def tokenizer_of(config: RunConfig) -> TextTokenizer | None:
     """The tokenizer of a run whose corpus has been prepared; None where the configuration names none.
 
     Raises:
         DataError: it is missing or damaged.
     """
     path = tokenizer_path(config.corpus) if config.corpus is not None else config.data.tokenizer
-    return Tokenizer(path) if path else None
+    return open_tokenizer(path) if path else None
 
 
 def cache_of(config: RunConfig) -> CacheFolder | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mindllm_engine.corpus.tokenizer import Tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
@@ -86,10 +86,10 @@ def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
     return ModelConfig(gpt_neo=replace(config.gpt_neo, vocab_size=vocab_size))
 
 
-def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, Tokenizer]:
+def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
     """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
     model, _ = load_model(Path(run_dir), best_device())
-    return model, Tokenizer(str(Path(run_dir) / TOKENIZER_FILE))
+    return model, open_tokenizer(str(Path(run_dir) / TOKENIZER_FILE))
 
 
 def best_device() -> torch.device:

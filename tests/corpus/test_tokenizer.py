@@ -11,8 +11,10 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mindllm_engine.corpus.special_tokens import CHAT_TOKENS, PERSONAL_DATA_TOKENS
 from mindllm_engine.corpus.tokenizer import BOS_ID, EOS_ID, UNK_ID, Tokenizer, train_tokenizer
 from mindllm_engine.errors import DataError
+from tests.corpus.conftest import make_documents
 
 MakeDocuments = Callable[[int, int], list[str]]
 
@@ -70,6 +72,42 @@ def test_ids_and_pieces_are_as_documented(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("\t\t\t")) == 1
     assert tokenizer.decode([BOS_ID, *tokenizer.encode("x"), EOS_ID]) == "x"
     assert len(tokenizer.hash) == 16
+
+
+@pytest.fixture(scope="module")
+def with_special_tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("special") / "t.model"
+    return train_tokenizer([*make_documents(400, 0), "<|user|> call <|phone|> " * 50], 620, path, special_tokens=True)
+
+
+special_text = st.lists(
+    st.one_of(st.sampled_from([*PERSONAL_DATA_TOKENS, *CHAT_TOKENS, "<|", "|>", "<|phone", "电话"]), any_text),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=300)
+@given(special_text)
+@example("<|phone<|phone|>|><|email|><|email|>电话<|phone|>，\u2581<|ip|>\u2581")
+def test_personal_data_is_one_id_and_chat_tokens_are_no_text(with_special_tokens: Tokenizer, text: str) -> None:
+    ids = with_special_tokens.encode(text)
+    assert with_special_tokens.decode(ids) == text
+    for token in PERSONAL_DATA_TOKENS:
+        assert ids.count(with_special_tokens.special_id(token)) == text.count(token)
+    assert not {with_special_tokens.special_id(token) for token in CHAT_TOKENS} & set(ids)
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(with_special_tokens.model_path))
+    if "\u2581" not in text:
+        assert ids == plain.encode(text)
+
+
+def test_special_ids(with_special_tokens: Tokenizer, tokenizer: Tokenizer) -> None:
+    ids = [with_special_tokens.special_id(token) for token in CHAT_TOKENS]
+    assert ids == [3, 4, 5, 6]
+    assert len({with_special_tokens.special_id(token) for token in PERSONAL_DATA_TOKENS}) == 5
+    assert with_special_tokens.decode([*ids, *with_special_tokens.encode("hi <|user|>")]) == "hi <|user|>"
+    for token in ("<|user|>", "<|phone|>"):
+        with pytest.raises(DataError, match=r"has no special token .*; train the tokenizer with special_tokens: true"):
+            tokenizer.special_id(token)
 
 
 def test_the_same_text_gives_the_same_file(tmp_path: Path, documents: MakeDocuments, tokenizer: Tokenizer) -> None:
