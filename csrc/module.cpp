@@ -40,7 +40,7 @@ void translate(std::exception_ptr error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The engine's C++: token files, packing, token streams, encoding by units, and near-duplicates.";
+    module.doc() = "The engine's C++: token files, packing, token streams, encoding by units, and the text loops of the corpus.";
     missing_chunk_error = py::exception<mindllm::MissingChunk>(module, "MissingChunkError", PyExc_LookupError).release();
     py::register_exception_translator(&translate);
     mindllm::bind_token_bytes(module);
@@ -48,5 +48,10 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_token_files(module);
     mindllm::bind_streams(module);
     mindllm::bind_text_units(module);
+    mindllm::bind_text_cleaning(module);
+    mindllm::bind_near_duplicates(module);
     mindllm::bind_word_matcher(module);
     mindllm::bind_personal_data(module);
+    mindllm::bind_repetition(module);
+    mindllm::bind_ngram_overlap(module);
+}
