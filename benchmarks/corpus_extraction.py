@@ -95,6 +95,7 @@ def rows_of(
     rate = {side: len(pages) / min(elapsed for elapsed, _ in each) for side, each in times.items()}
     used = {side: min(processor for _, processor in each) for side, each in times.items()}
     overhead = (used["ours"] - used["same"]) / len(pages) * 1e6
+    without = used["same"] / len(pages) * 1e6
     with_options = f"{name} called directly, options as ours"
     return [
         row(f"extraction, {name}: word F1", "F1", scores["ours"], scores["default"], peer_name, 1.0),
@@ -107,7 +108,7 @@ def rows_of(
             None,
             "none",
             None,
-            reason=f"processor time; {used['same'] / len(pages) * 1e6:.0f} us without, {mean_kilobytes(pages):.0f} kB a page",
+            reason=f"processor time; {without:.0f} us without, {mean_kilobytes(pages):.0f} kB a page",
         ),
     ]
 
@@ -115,7 +116,7 @@ def rows_of(
 def timed(
     sides: dict[str, Extract], pages: list[dict[str, str]], repetitions: int, child: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds, and seconds of processor time of this process and its child, for all pages, of each turn of each side."""
+    """Seconds, and those of processor time of this process and its child, for all pages, of each turn of each side."""
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(repetitions):
         for side, extract in sides.items():
