@@ -12,7 +12,7 @@ from mindllm_engine.corpus.pages.unreadable import UNKNOWN_ENCODING, Unreadable
 
 # Of the characters that are not ASCII, what may fail to decode: pages are cut off within a character, and some mix.
 MAX_FAILED_SHARE = 0.02
-# Of all characters, how many may be control characters before it is no text at all.
+# Of the bytes at the beginning, how many may be control characters before it is no text at all.
 MAX_CONTROL_SHARE = 0.05
 # Of the characters that unmarked UTF-16 gives, how many must be ASCII, Chinese or Japanese. At the wrong byte order, or
 # in another encoding, few are.
@@ -28,7 +28,7 @@ _META = re.compile(
 _META_BYTES = 4096
 _SAMPLE_BYTES = 1 << 16
 _COMMON = re.compile(r"[\t\n\r -~\u2010-\u2026\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]")
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f]+")
+_CONTROLS = bytes([*range(9), *range(14, 32)])
 
 
 def decode_page(data: bytes, charset: str | None) -> str:
@@ -42,9 +42,10 @@ def decode_page(data: bytes, charset: str | None) -> str:
 def decode(data: bytes, declared: list[str] | tuple[str, ...] = ()) -> str:
     """A string without byte order mark; bytes that fail to decode become U+FFFD. Raises Unreadable."""
     text = _decoded(data, declared)
-    controls = sum(match.end() - match.start() for match in _CONTROLS.finditer(text))
-    if controls > MAX_CONTROL_SHARE * len(text):
-        raise Unreadable("not text", f"{controls} control characters of {len(text)}")
+    sample = text[:_SAMPLE_BYTES].encode(errors="replace")
+    controls = len(sample) - len(sample.translate(None, _CONTROLS))
+    if controls > MAX_CONTROL_SHARE * len(sample):
+        raise Unreadable("not text", f"{controls} control characters in the first {len(sample)} bytes")
     return text
 
 

@@ -8,7 +8,8 @@
     .pdf .epub .mobi .azw3     one book
 
 Whatever a file holds, reading goes on: a bad record is handed on with its reason, in its place. A file that is damaged
-or cut off yields what comes before, and one bad record. Memory is bounded by `max_bytes`, not by the file.
+or cut off yields what comes before, and one bad record. Memory is bounded by `max_bytes`, not by the file, but for
+Parquet, whose values are decompressed whole: some three times the largest, which is then passed over.
 """
 
 import os

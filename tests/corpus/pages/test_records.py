@@ -147,9 +147,10 @@ def test_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
 def test_html_in_parquet_of_any_type_of_string(tmp_path: Path, dtype: pa.DataType) -> None:
-    pq.write_table(pa.table({"page": pa.array([PAGE, PAGE], pa.string()).cast(dtype)}), tmp_path / "a.parquet")
-    found = all_of(str(tmp_path / "a.parquet"), html_field="page")
-    assert found == [Record(1, "html", PAGE.encode()), Record(2, "html", PAGE.encode())]
+    pq.write_table(pa.table({"page": pa.array([PAGE, None, PAGE], pa.string()).cast(dtype)}), tmp_path / "a.parquet")
+    first, empty, last = all_of(str(tmp_path / "a.parquet"), html_field="page")
+    assert (first, last) == (Record(1, "html", PAGE.encode()), Record(3, "html", PAGE.encode()))
+    assert empty == BadRecord(2, "text is not a string", "column 'page'")
 
 
 def test_parquet_that_is_damaged_or_lacks_the_column(tmp_path: Path) -> None:
