@@ -1,6 +1,7 @@
 // Decoding, normalising and cutting texts, and a rolling hash over the last n units.
 #include "shingles.hpp"
 
+#include <array>
 #include <cstring>
 #include <iterator>
 #include <vector>
@@ -14,10 +15,15 @@ constexpr uint64_t WORD_FACTOR = 0x9E3779B97F4A7C15u, ROLLING_FACTOR = 0xD6E8FEB
 
 bool is_continuation(char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; }
 
-// The code point at `at`, and `at` moved behind it.
+// The code point beyond ASCII at `at`, and `at` moved behind it.
 uint32_t next_code_point(std::string_view text, size_t& at) {
     const auto first = static_cast<uint8_t>(text[at++]);
     if (first < 0xC0) return first;
+    if (first < 0xF0 && first >= 0xE0 && at + 2 <= text.size()) {  // most of Chinese text
+        const auto second = static_cast<uint8_t>(text[at]), third = static_cast<uint8_t>(text[at + 1]);
+        at += 2;
+        return (first & 0x0Fu) << 12 | (second & 0x3Fu) << 6 | (third & 0x3Fu);
+    }
     uint32_t code = first < 0xE0 ? first & 0x1F : first < 0xF0 ? first & 0x0F : first & 0x07;
     while (at < text.size() && is_continuation(text[at])) code = code << 6 | (static_cast<uint8_t>(text[at++]) & 0x3F);
     return code;
@@ -100,17 +106,24 @@ const std::vector<Kind>& kind_table() {
     return table;
 }
 
+// A letter or digit as it counts.
 uint32_t folded(uint32_t code) {
-    if (code >= 0xFF10 && code <= 0xFF5A) {  // full-width
-        const uint32_t ascii = code - 0xFEE0;
-        if (kind_in_ranges(ascii) == Kind::LETTER) code = ascii;
-    }
+    if (code >= 0xFF10 && code <= 0xFF5A) code -= 0xFEE0;  // full-width
     if (code >= 'A' && code <= 'Z') return code + 32;
     if (code < 0xC0 || code > 0x42F) return code;
-    if (code <= 0xDE && code != 0xD7) return code + 32;                                      // Latin-1
+    if (code <= 0xDE) return code + 32;                                                        // Latin-1
     if ((code >= 0x391 && code <= 0x3A9 && code != 0x3A2) || code >= 0x410) return code + 32;  // Greek, Cyrillic
     if (code >= 0x400 && code <= 0x40F) return code + 80;
     return code;
+}
+
+// ASCII letters and digits, folded; 0 for all else.
+std::array<uint8_t, 0x80> make_ascii_letters() {
+    std::array<uint8_t, 0x80> letters{};
+    for (uint32_t code = 0; code < 0x80; ++code) {
+        if (kind_in_ranges(code) == Kind::LETTER) letters[code] = static_cast<uint8_t>(folded(code));
+    }
+    return letters;
 }
 
 // The units so far, as the hashes of the n-grams that end with each.
@@ -122,11 +135,11 @@ class Roller {
     }
 
     void add(uint64_t unit) {
-        const size_t place = counts_.units++ % n_;
-        rolling_ = rolling_ * ROLLING_FACTOR + unit - last_[place] * leaving_factor_;
-        last_[place] = unit;
-        counts_.content = mix_bits(counts_.content * ROLLING_FACTOR + unit);
-        if (counts_.units >= n_) add_shingle();
+        rolling_ = rolling_ * ROLLING_FACTOR + unit - last_[place_] * leaving_factor_;
+        last_[place_] = unit;
+        if (++place_ == n_) place_ = 0;
+        counts_.content = counts_.content * WORD_FACTOR + unit;
+        if (++counts_.units >= n_) add_shingle();
     }
 
     ShingleCounts finish() {
@@ -147,6 +160,7 @@ class Roller {
     const size_t n_;
     const TakeShingles& take_;
     std::vector<uint64_t> last_;  // the last n units, as a ring
+    size_t place_ = 0;            // of the oldest
     uint64_t leaving_factor_ = 1, rolling_ = 0;
     ShingleCounts counts_;
     std::vector<uint64_t> batch_;
@@ -168,15 +182,26 @@ uint64_t hash_bytes(std::string_view bytes) {
 }
 
 ShingleCounts cut_into_shingles(std::string_view text, size_t n, const TakeShingles& take) {
+    static const std::array<uint8_t, 0x80> ascii_letters = make_ascii_letters();
     const std::vector<Kind>& kinds = kind_table();
     Roller roller(n, take);
     uint64_t word = 0;  // hash of the word under way; 0: none
     for (size_t at = 0; at < text.size();) {
-        const uint32_t code = folded(next_code_point(text, at));
+        const auto byte = static_cast<uint8_t>(text[at]);
+        if (byte < 0x80) {
+            ++at;
+            if (ascii_letters[byte] != 0) {
+                word = word * WORD_FACTOR + ascii_letters[byte];
+            } else if (word != 0) {
+                roller.add(mix_bits(word));
+                word = 0;
+            }
+            continue;
+        }
+        const uint32_t code = next_code_point(text, at);
         const Kind kind = code < TABLED ? kinds[code] : kind_in_ranges(code);
         if (kind == Kind::LETTER) {
-            word = (word + code + 1) * WORD_FACTOR;
-            word ^= word >> 32;
+            word = word * WORD_FACTOR + folded(code);
             continue;
         }
         if (word != 0) roller.add(mix_bits(word));

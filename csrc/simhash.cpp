@@ -2,6 +2,7 @@
 // operations on whole words. A shingle is added when it comes for the 1st, 2nd, 4th ... 128th time.
 #include "simhash.hpp"
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -40,17 +41,14 @@ class Occurrences {
 class BitCounts {
   public:
     void add(uint64_t hash) {
-        uint64_t carry = hash;
-        for (int plane = 0; carry != 0; ++plane) {
-            const uint64_t sum = planes_[plane] ^ carry;
-            carry &= planes_[plane];
-            planes_[plane] = sum;
-        }
-        if (++in_planes_ == PLANES_HOLD) empty_planes();
+        waiting_[waiting_count_++] = hash;
+        if (waiting_count_ == waiting_.size()) add_waiting();
         ++total_;
     }
 
     uint64_t majority() {
+        std::fill(waiting_.begin() + waiting_count_, waiting_.end(), 0);
+        add_waiting();
         empty_planes();
         uint64_t bits = 0;
         for (int bit = 0; bit < 64; ++bit) bits |= static_cast<uint64_t>(2 * counts_[bit] > total_) << bit;
@@ -58,6 +56,27 @@ class BitCounts {
     }
 
   private:
+    // Adds two bits to each counter of a plane; the carry is for the next one.
+    static uint64_t add_two(uint64_t& plane, uint64_t one, uint64_t other) {
+        const uint64_t sum = plane ^ one, carry = (plane & one) | (sum & other);
+        plane = sum ^ other;
+        return carry;
+    }
+
+    void add_waiting() {
+        const uint64_t twos = add_two(planes_[0], waiting_[0], waiting_[1]);
+        const uint64_t more_twos = add_two(planes_[0], waiting_[2], waiting_[3]);
+        uint64_t carry = add_two(planes_[1], twos, more_twos);
+        for (int plane = 2; plane < PLANES; ++plane) {
+            const uint64_t sum = planes_[plane] ^ carry;
+            carry &= planes_[plane];
+            planes_[plane] = sum;
+        }
+        waiting_count_ = 0;
+        in_planes_ += waiting_.size();
+        if (in_planes_ + waiting_.size() > PLANES_HOLD) empty_planes();
+    }
+
     void empty_planes() {
         for (int plane = 0; plane < PLANES; ++plane) {
             for (int bit = 0; bit < 64; ++bit) counts_[bit] += (planes_[plane] >> bit & 1) << plane;
@@ -66,6 +85,8 @@ class BitCounts {
         in_planes_ = 0;
     }
 
+    std::array<uint64_t, 4> waiting_{};
+    size_t waiting_count_ = 0;
     std::array<uint64_t, PLANES> planes_{};
     std::array<uint64_t, 64> counts_{};
     size_t in_planes_ = 0;
