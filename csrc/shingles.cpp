@@ -1,7 +1,6 @@
 // Decoding, normalising and cutting texts, and a rolling hash over the last n units.
 #include "shingles.hpp"
 
-#include <array>
 #include <cstring>
 #include <iterator>
 #include <vector>
@@ -117,14 +116,60 @@ uint32_t folded(uint32_t code) {
     return code;
 }
 
-// ASCII letters and digits, folded; 0 for all else.
-std::array<uint8_t, 0x80> make_ascii_letters() {
-    std::array<uint8_t, 0x80> letters{};
-    for (uint32_t code = 0; code < 0x80; ++code) {
-        if (kind_in_ranges(code) == Kind::LETTER) letters[code] = static_cast<uint8_t>(folded(code));
-    }
-    return letters;
+constexpr uint64_t EACH_BYTE = 0x0101010101010101u, HIGH_BITS = 0x80 * EACH_BYTE;
+
+// The ASCII letters and digits at the beginning of eight bytes.
+struct AsciiRun {
+    uint64_t bytes;  // folded, and zeros behind them
+    size_t length;
+};
+
+AsciiRun ascii_run(std::string_view text, size_t at) {
+    uint64_t raw = 0;
+    std::memcpy(&raw, text.data() + at, text.size() - at < 8 ? text.size() - at : 8);
+    // With its high bit clear, a byte b has it set in b + 0x80 - first from `first` on, and in b + 0x7F - last behind it.
+    const uint64_t low = raw & ~HIGH_BITS, small = low | 0x20 * EACH_BYTE;
+    const uint64_t letter = (small + (0x80 - 'a') * EACH_BYTE) & ~(small + (0x7F - 'z') * EACH_BYTE);
+    const uint64_t digit = (low + (0x80 - '0') * EACH_BYTE) & ~(low + (0x7F - '9') * EACH_BYTE);
+    const uint64_t others = ~((letter | digit) & ~raw) & HIGH_BITS;
+    if (others == 0) return {small, 8};
+    const auto length = static_cast<size_t>(__builtin_ctzll(others)) / 8;
+    return {small & ((uint64_t{1} << 8 * length) - 1), length};
 }
+
+// The hash of a word, of its folded bytes, eight at a time.
+class Word {
+  public:
+    // Up to `8 - fill` bytes: how many were taken.
+    size_t add(AsciiRun run) {
+        const size_t taken = run.length < 8 - fill_ ? run.length : 8 - fill_;
+        pending_ |= run.bytes << 8 * fill_;
+        fill_ += taken;
+        any_ = true;
+        if (fill_ == 8) absorb();
+        return taken;
+    }
+    void add(uint32_t code) {
+        for (; code != 0; code >>= 8) add({code & 0xFF, 1});
+    }
+    bool any() const { return any_; }
+    uint64_t finish() {
+        const uint64_t hash = (absorbed_ ^ (pending_ + fill_)) * WORD_FACTOR;
+        *this = Word();
+        return hash ^ hash >> 32;
+    }
+
+  private:
+    void absorb() {
+        absorbed_ = (absorbed_ ^ pending_) * ROLLING_FACTOR;
+        absorbed_ ^= absorbed_ >> 32;
+        pending_ = fill_ = 0;
+    }
+
+    uint64_t absorbed_ = 0, pending_ = 0;
+    size_t fill_ = 0;
+    bool any_ = false;
+};
 
 // The units so far, as the hashes of the n-grams that end with each.
 class Roller {
@@ -174,7 +219,8 @@ uint64_t hash_bytes(std::string_view bytes) {
     for (; at + 8 <= bytes.size(); at += 8) {
         uint64_t word;
         std::memcpy(&word, bytes.data() + at, 8);
-        hash = mix_bits(hash * WORD_FACTOR + word);
+        hash = (hash ^ word) * WORD_FACTOR;
+        hash ^= hash >> 32;
     }
     uint64_t rest = 0;
     if (at < bytes.size()) std::memcpy(&rest, bytes.data() + at, bytes.size() - at);
@@ -182,33 +228,30 @@ uint64_t hash_bytes(std::string_view bytes) {
 }
 
 ShingleCounts cut_into_shingles(std::string_view text, size_t n, const TakeShingles& take) {
-    static const std::array<uint8_t, 0x80> ascii_letters = make_ascii_letters();
     const std::vector<Kind>& kinds = kind_table();
     Roller roller(n, take);
-    uint64_t word = 0;  // hash of the word under way; 0: none
+    Word word;
     for (size_t at = 0; at < text.size();) {
-        const auto byte = static_cast<uint8_t>(text[at]);
-        if (byte < 0x80) {
-            ++at;
-            if (ascii_letters[byte] != 0) {
-                word = word * WORD_FACTOR + ascii_letters[byte];
-            } else if (word != 0) {
-                roller.add(mix_bits(word));
-                word = 0;
+        if (static_cast<uint8_t>(text[at]) < 0x80) {
+            const AsciiRun run = ascii_run(text, at);
+            if (run.length > 0) {
+                at += word.add(run);
+            } else {
+                ++at;
+                if (word.any()) roller.add(word.finish());
             }
             continue;
         }
         const uint32_t code = next_code_point(text, at);
         const Kind kind = code < TABLED ? kinds[code] : kind_in_ranges(code);
         if (kind == Kind::LETTER) {
-            word = word * WORD_FACTOR + folded(code);
+            word.add(folded(code));
             continue;
         }
-        if (word != 0) roller.add(mix_bits(word));
-        word = 0;
-        if (kind == Kind::WHOLE_UNIT) roller.add(mix_bits(code));
+        if (word.any()) roller.add(word.finish());
+        if (kind == Kind::WHOLE_UNIT) roller.add(code * WORD_FACTOR);
     }
-    if (word != 0) roller.add(mix_bits(word));
+    if (word.any()) roller.add(word.finish());
     return roller.finish();
 }
 

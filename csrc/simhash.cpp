@@ -14,16 +14,16 @@ namespace {
 
 constexpr int PLANES = 8;
 constexpr size_t PLANES_HOLD = (size_t{1} << PLANES) - 1;
-constexpr size_t LEAST_SLOTS = 1 << 16, MOST_SLOTS = 1 << 22;
+constexpr size_t LEAST_SLOTS = 1 << 12, MOST_SLOTS = 1 << 22;
 constexpr uint8_t COUNTED = 255;  // times at most
 
 // How often shingles have come. Those that share a slot are counted together, so that some weigh less than they should:
-// mostly the same ones in two similar texts. Texts of over 16 MB have more shingles to a slot, and need no more memory.
+// mostly the same ones in two similar texts. Of texts over 16 MB more do, and memory stays.
 class Occurrences {
   public:
     explicit Occurrences(size_t text_bytes) {
         size_t slots = LEAST_SLOTS;
-        while (slots < text_bytes / 4 && slots < MOST_SLOTS) slots *= 2;
+        while (slots < 4 * text_bytes && slots < MOST_SLOTS) slots *= 2;
         slots_.resize(slots);
     }
     // Whether it is the 1st, 2nd, 4th ... 128th time.
