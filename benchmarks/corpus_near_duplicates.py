@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -172,7 +173,10 @@ def minhash_rows(texts: list[Text], folder: Path) -> Iterator[Row]:
     def their_search() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as own:
             documents = iter([Document(text, str(i)) for i, (_, text) in enumerate(texts)])
-            minhash.MinhashDedupSignature(f"{own}/signatures", config=theirs).run(documents)
+            signing = minhash.MinhashDedupSignature(f"{own}/signatures", config=theirs)
+            # As theirs, which xxhash 4 refuses for giving it a str.
+            signing._hash_func = lambda shingle: xxhash.xxh64_intdigest(shingle.encode())
+            signing.run(documents)
             for bucket in range(config.bands):
                 step = minhash.MinhashDedupBuckets(f"{own}/signatures", f"{own}/buckets", config=theirs)
                 step.run(rank=bucket, world_size=config.bands)
@@ -208,7 +212,9 @@ def planted_rows(name: str, texts: list[Text], folder: Path) -> Iterator[Row]:
     """What share of edited copies is found with its original, and what share of all that is found is rightly so."""
     lang = texts[0][0]
     chooser = random.Random(1)
-    strangers = [part for _, text in texts[:200] for part in (text if lang == "zh" else text.split(" ")) if part.strip()]
+    strangers = [
+        part for _, text in texts[:200] for part in (text if lang == "zh" else text.split(" ")) if part.strip()
+    ]
     files = [texts]
     for rate in EDIT_RATES:
         files.append([(lang, edited(chooser, lang, text, rate, strangers)) for _, text in texts])
@@ -309,7 +315,9 @@ def main() -> int:
     document: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "versions": versions()}
     document["rows"] = []
     for each in rows(arguments.data, arguments.scale):
-        figures = ", ".join(f"{key} {each[key]:.4g}" for key in ("ours", "peer", "ratio", "bar") if each[key] is not None)
+        figures = ", ".join(
+            f"{key} {each[key]:.4g}" for key in ("ours", "peer", "ratio", "bar") if each[key] is not None
+        )
         verdict = {True: "holds", False: "MISSED", None: ""}[each["holds"]]
         print(f"{each['name']} [{each['unit']}]: {figures} {verdict} {each['reason'] or ''}", flush=True)
         document["rows"].append(each)

@@ -9,7 +9,6 @@ namespace mindllm {
 
 namespace {
 
-constexpr size_t BATCH = 256;
 constexpr uint64_t WORD_FACTOR = 0x9E3779B97F4A7C15u, ROLLING_FACTOR = 0xD6E8FEB86659FD93u;
 
 bool is_continuation(char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; }
@@ -176,7 +175,7 @@ class Roller {
   public:
     Roller(size_t n, const TakeShingles& take) : n_(n), take_(take), last_(n) {
         for (size_t i = 0; i < n; ++i) leaving_factor_ *= ROLLING_FACTOR;
-        batch_.reserve(BATCH);
+        batch_.reserve(SHINGLES_AT_ONCE);
     }
 
     void add(uint64_t unit) {
@@ -197,7 +196,7 @@ class Roller {
     void add_shingle() {
         ++counts_.shingles;
         batch_.push_back(mix_bits(rolling_));
-        if (batch_.size() < BATCH) return;
+        if (batch_.size() < SHINGLES_AT_ONCE) return;
         take_(batch_.data(), batch_.size());
         batch_.clear();
     }

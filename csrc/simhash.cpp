@@ -2,11 +2,11 @@
 // operations on whole words. A shingle is added when it comes for the 1st, 2nd, 4th ... 128th time.
 #include "simhash.hpp"
 
-#include <algorithm>
 #include <array>
 #include <vector>
 
 #include "shingles.hpp"
+#include "vectorised.hpp"
 
 namespace mindllm {
 
@@ -26,11 +26,10 @@ class Occurrences {
         while (slots < 4 * text_bytes && slots < MOST_SLOTS) slots *= 2;
         slots_.resize(slots);
     }
-    // Whether it is the 1st, 2nd, 4th ... 128th time.
+    // Whether it is the 1st, 2nd, 4th ... 128th time. Without branches, which nobody could foresee.
     bool count(uint64_t shingle) {
         uint8_t& times = slots_[shingle >> 32 & (slots_.size() - 1)];
-        if (times == COUNTED) return false;
-        ++times;
+        times = static_cast<uint8_t>(times + (times != COUNTED));
         return (times & (times - 1)) == 0;
     }
 
@@ -38,17 +37,21 @@ class Occurrences {
     std::vector<uint8_t> slots_;
 };
 
+MINDLLM_VECTORISED
+void add_plane(uint64_t plane, int weight, uint64_t* counts) {
+    for (int bit = 0; bit < 64; ++bit) counts[bit] += (plane >> bit & 1) << weight;
+}
+
 class BitCounts {
   public:
-    void add(uint64_t hash) {
-        waiting_[waiting_count_++] = hash;
-        if (waiting_count_ == waiting_.size()) add_waiting();
-        ++total_;
+    // `hashes` has room for three more.
+    void add(uint64_t* hashes, size_t count) {
+        total_ += count;
+        while (count % 4 != 0) hashes[count++] = 0;  // which adds nothing
+        for (size_t i = 0; i < count; i += 4) add_four(hashes + i);
     }
 
     uint64_t majority() {
-        std::fill(waiting_.begin() + waiting_count_, waiting_.end(), 0);
-        add_waiting();
         empty_planes();
         uint64_t bits = 0;
         for (int bit = 0; bit < 64; ++bit) bits |= static_cast<uint64_t>(2 * counts_[bit] > total_) << bit;
@@ -63,30 +66,27 @@ class BitCounts {
         return carry;
     }
 
-    void add_waiting() {
-        const uint64_t twos = add_two(planes_[0], waiting_[0], waiting_[1]);
-        const uint64_t more_twos = add_two(planes_[0], waiting_[2], waiting_[3]);
+    void add_four(const uint64_t* hashes) {
+        const uint64_t twos = add_two(planes_[0], hashes[0], hashes[1]);
+        const uint64_t more_twos = add_two(planes_[0], hashes[2], hashes[3]);
         uint64_t carry = add_two(planes_[1], twos, more_twos);
         for (int plane = 2; plane < PLANES; ++plane) {
             const uint64_t sum = planes_[plane] ^ carry;
             carry &= planes_[plane];
             planes_[plane] = sum;
         }
-        waiting_count_ = 0;
-        in_planes_ += waiting_.size();
-        if (in_planes_ + waiting_.size() > PLANES_HOLD) empty_planes();
+        in_planes_ += 4;
+        if (in_planes_ + 4 > PLANES_HOLD) empty_planes();
     }
 
     void empty_planes() {
         for (int plane = 0; plane < PLANES; ++plane) {
-            for (int bit = 0; bit < 64; ++bit) counts_[bit] += (planes_[plane] >> bit & 1) << plane;
+            if (planes_[plane] != 0) add_plane(planes_[plane], plane, counts_.data());
             planes_[plane] = 0;
         }
         in_planes_ = 0;
     }
 
-    std::array<uint64_t, 4> waiting_{};
-    size_t waiting_count_ = 0;
     std::array<uint64_t, PLANES> planes_{};
     std::array<uint64_t, 64> counts_{};
     size_t in_planes_ = 0;
@@ -98,10 +98,14 @@ class BitCounts {
 uint64_t simhash(std::string_view text, size_t n, uint64_t shortest) {
     BitCounts counts;
     Occurrences occurrences(text.size());
+    std::array<uint64_t, SHINGLES_AT_ONCE + 3> counted;
     const auto take = [&](const uint64_t* hashes, size_t count) {
+        size_t kept = 0;
         for (size_t i = 0; i < count; ++i) {
-            if (occurrences.count(hashes[i])) counts.add(hashes[i]);
+            counted[kept] = hashes[i];
+            kept += occurrences.count(hashes[i]);
         }
+        counts.add(counted.data(), kept);
     };
     const ShingleCounts found = cut_into_shingles(text, n, take);
     if (found.units == 0) return hash_bytes(text);
