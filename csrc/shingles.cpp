@@ -125,7 +125,11 @@ struct AsciiRun {
 
 AsciiRun ascii_run(std::string_view text, size_t at) {
     uint64_t raw = 0;
-    std::memcpy(&raw, text.data() + at, text.size() - at < 8 ? text.size() - at : 8);
+    if (text.size() - at >= 8) {
+        std::memcpy(&raw, text.data() + at, 8);
+    } else {
+        std::memcpy(&raw, text.data() + at, text.size() - at);
+    }
     // With its high bit clear, a byte b has it set in b + 0x80 - first from `first` on, and in b + 0x7F - last behind it.
     const uint64_t low = raw & ~HIGH_BITS, small = low | 0x20 * EACH_BYTE;
     const uint64_t letter = (small + (0x80 - 'a') * EACH_BYTE) & ~(small + (0x7F - 'z') * EACH_BYTE);
@@ -233,9 +237,10 @@ ShingleCounts cut_into_shingles(std::string_view text, size_t n, const TakeShing
     for (size_t at = 0; at < text.size();) {
         if (static_cast<uint8_t>(text[at]) < 0x80) {
             const AsciiRun run = ascii_run(text, at);
-            if (run.length > 0) {
-                at += word.add(run);
-            } else {
+            const size_t taken = run.length > 0 ? word.add(run) : 0;
+            at += taken;
+            if (taken < run.length || run.length == 8) continue;
+            if (at < text.size() && static_cast<uint8_t>(text[at]) < 0x80) {  // a separator
                 ++at;
                 if (word.any()) roller.add(word.finish());
             }
