@@ -60,7 +60,7 @@ class NearDuplicatesConfig:
     is so for 92 % of pairs. 14 bands of 8 are FineWeb's."""
     similarity: float = 0.7
     """MinHash: least share of equal values, which estimates the Jaccard similarity of sets of shingles."""
-    minhash_characters: int = 5
+    minhash_characters: int = 3
     """MinHash: characters of a shingle in languages without spaces."""
     minhash_words: int = 5
     """MinHash: words of a shingle in all other languages. 5 is FineWeb's."""
