@@ -48,7 +48,7 @@ class NearDuplicatesConfig:
     Manku, Jain and Das Sarma (2007). No pair is missed."""
     simhash_characters: int = 2
     """SimHash: characters of a shingle in languages without spaces. 1 finds more near-duplicates (of texts with 1 % of
-    characters changed 39-88 % instead of 15-57 %, by kind), and more that are none where many texts have one subject."""
+    characters changed 39-88 % instead of 15-57 %, by kind), and more that are none where many have one subject."""
     simhash_words: int = 2
     """SimHash: words of a shingle in all other languages; see above."""
     shortest: int = 32
