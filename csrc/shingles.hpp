@@ -29,7 +29,9 @@ struct ShingleCounts {
     uint64_t content = 0;  // hash of all units in their order
 };
 
-// Hands over the hashes of a text's shingles, a few hundred at a time. A text of 1 to n - 1 units has one shingle. The
+constexpr size_t SHINGLES_AT_ONCE = 256;
+
+// Hands over the hashes of a text's shingles, up to SHINGLES_AT_ONCE at a time. A text of 1 to n - 1 units has one shingle. The
 // text is UTF-8 (other bytes give some units or other); n is at least 1. Linear time, constant memory.
 using TakeShingles = std::function<void(const uint64_t* hashes, size_t count)>;
 ShingleCounts cut_into_shingles(std::string_view text, size_t n, const TakeShingles& take);

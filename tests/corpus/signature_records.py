@@ -23,7 +23,8 @@ def hashes_of_rows(rows: np.ndarray) -> np.ndarray:
     factor = np.uint64(0x9E3779B97F4A7C15)
     hashes = mix(np.full(len(rows), (rows.shape[1] + int(factor)) & MASK, np.uint64))
     for word in np.ascontiguousarray(rows).view(np.uint64).T:
-        hashes = mix(hashes * factor + word)
+        hashes = (hashes ^ word) * factor
+        hashes ^= hashes >> np.uint64(32)
     return mix(hashes * factor)
 
 
