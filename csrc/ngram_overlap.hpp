@@ -35,8 +35,8 @@ class OverlapIndex {
     void add(std::string_view text);
     void finish();
 
-    // Every item of which the document covers at least `share` (above 0), in their order. Linear in the length of the text, in
-    // memory bounded by the index. FormatError before `finish`.
+    // Every item of which the document covers at least `share` (above 0), in their order. Linear in the length of the
+    // text, in memory bounded by the index. FormatError before `finish`.
     std::vector<Overlap> find(std::string_view text, double share) const;
 
     size_t items() const { return items_.size(); }
