@@ -163,8 +163,8 @@ def check(config: DecontaminationConfig) -> None:
     for n, least in (("words_n", "min_words"), ("chars_n", "min_chars")):
         if not 1 <= getattr(config, least) <= getattr(config, n) <= OverlapIndex.MAX_N:
             raise ConfigError(
-                f"decontamination: {least} is {getattr(config, least)}, {n} is {getattr(config, n)}; give numbers from 1 "
-                f"to {OverlapIndex.MAX_N}, the first not above the second"
+                f"decontamination: {least} is {getattr(config, least)}, {n} is {getattr(config, n)}; give numbers from "
+                f"1 to {OverlapIndex.MAX_N}, the first not above the second"
             )
     if config.max_items < 1:
         raise ConfigError(f"decontamination.max_items is {config.max_items}; give at least 1")
