@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from datatrove.data import Document
+from datatrove.data import Document, DocumentsPipeline
 
 from mindllm_engine._native import OverlapIndex
 from mindllm_engine.corpus.ledger import Drop
@@ -75,10 +75,14 @@ class Decontamination(CorpusStep):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"index": None, "first_items": []}
 
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """See CorpusStep. Raises DataError for bad evaluation data, which must not pass for bad documents."""
+        if self.index is None:
+            self.load()
+        yield from super().run(data, rank, world_size)
+
     def apply(self, document: Document) -> Drop | None:
         """See CorpusStep."""
-        if not self.config.files:
-            return None
         if self.index is None:
             self.load()
         assert self.index is not None

@@ -55,7 +55,7 @@ def character_thresholds() -> RepetitionThresholds:
 
     Duplicate n-grams: in 73 chapters of a textbook in both languages, without their code, n-grams of 5, 6 and 7
     English words and of 9, 10 and 12 Chinese characters have the same share on average; the longer ones follow by 1.6
-    characters a word. The most frequent n-gram is a name or a term as a rule, which in characters is no longer than in words: of
+    characters a word. The most frequent n-gram is a name or a term as a rule, as long in characters as in words: of
     clean hotel reviews 0.6 % are lost by 2, 3 and 4 characters, 1.4 % by 3, 5 and 6.
     """
     return RepetitionThresholds(duplicate_n_grams={9: 0.15, 10: 0.14, 12: 0.13, 13: 0.12, 15: 0.11, 16: 0.10})

@@ -73,6 +73,13 @@ def test_less_than_the_share_of_an_item_passes(files: list[EvaluationFile]) -> N
     assert apply(step, question) is not None
 
 
+def test_a_pipeline_gets_what_is_clean(files: list[EvaluationFile]) -> None:
+    step = Decontamination(DecontaminationConfig(files=files))
+    documents = [Document(FILLER, "web/0:1"), Document(str(ZH_ITEM["question"]), "web/0:2")]
+    assert [document.id for document in step.run(documents)] == ["web/0:1"]
+    assert step.ledger.to_json()[step.name]["dropped"]["benchmark item"]["documents"] == 1
+
+
 def test_without_files_nothing_is_dropped() -> None:
     assert apply(Decontamination(DecontaminationConfig()), str(EN_ITEM["question"])) is None
 
@@ -100,7 +107,8 @@ def test_bad_evaluation_data_is_refused_with_its_place(tmp_path: Path, content: 
     path.write_bytes(content)
     step = Decontamination(DecontaminationConfig(files=[EvaluationFile(str(path), ["question"])]))
     with pytest.raises(DataError, match=message):
-        step.load()
+        list(step.run([Document("text", "web/0:1")]))
+    assert step.ledger.to_json() == {}
 
 
 def test_a_gzip_file_cut_off_is_refused(tmp_path: Path) -> None:
