@@ -83,6 +83,8 @@ class Decontamination(CorpusStep):
 
     def apply(self, document: Document) -> Drop | None:
         """See CorpusStep."""
+        if not self.config.files:
+            return None
         if self.index is None:
             self.load()
         assert self.index is not None
