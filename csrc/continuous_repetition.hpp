@@ -21,9 +21,9 @@ struct Shortened {
 // `keep`). A phrase is made of letters, spaces and the punctuation of sentences: nothing with digits or other signs is
 // touched, as in tables, formulas and code; and it holds an ideograph, or a letter and a space: "0xffffffff" stays.
 //
-// For each period p in bytes, from short to long, only every (copies - 1) * p-th byte is compared with the one p before,
-// since a repetition cannot lie between two of these: 2 comparisons a byte over all periods on ordinary text, and at most
-// MAX_PERIOD on any.
+// For each period p in bytes, from short to long, only every (copies - 1) * p-th byte is compared with the one p
+// before, since a repetition cannot lie between two of these: 2 comparisons a byte over all periods on ordinary text,
+// and a few times MAX_PERIOD on any.
 Shortened shorten_repetition(std::string_view text, size_t copies, size_t keep);
 
 }  // namespace mindllm

@@ -1,11 +1,12 @@
-// Hashes of byte strings and an open-addressing table with 64-bit hashes as keys: equal hashes count as equal things. Two
-// of a million different ones share a hash with a probability below 1e-6.
+// Hashes of byte strings and an open-addressing table with 64-bit hashes as keys: equal hashes count as equal things.
+// Two of a million different ones share a hash with a probability below 1e-6.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace mindllm {
@@ -36,17 +37,12 @@ inline uint64_t hash_bytes(std::string_view bytes) {
 template <typename Value>
 class HashTable {
   public:
-    explicit HashTable(size_t expected = 0) { reset(expected); }
-
-    // Empties the table; room for so many without growth.
-    void reset(size_t expected) {
+    // Room for so many without growth.
+    explicit HashTable(size_t expected = 0) {
         size_t slots = 16;
         while (slots < 2 * expected) slots *= 2;
-        slots_.assign(slots, Slot());
-        count_ = 0;
+        slots_.resize(slots);
     }
-
-    size_t size() const { return count_; }
 
     // The value of a hash, made with Value() if it is not there, and whether it was made.
     std::pair<Value&, bool> find_or_add(uint64_t hash) {
@@ -56,12 +52,6 @@ class HashTable {
         slot.hash = key(hash);
         ++count_;
         return {slot.value, true};
-    }
-
-    // Null if it is not there.
-    const Value* find(uint64_t hash) const {
-        const Slot& slot = const_cast<HashTable*>(this)->place(hash);
-        return slot.hash ? &slot.value : nullptr;
     }
 
   private:

@@ -1,5 +1,5 @@
-// Hashes of n-grams in one sorted array, behind a filter of bits by the hash of their last words: of an ordinary document
-// nearly every place costs one look at a bit.
+// Hashes of n-grams in one sorted array, behind a Bloom filter of their last words: of an ordinary document nearly
+// every place costs one look at that.
 #include "ngram_overlap.hpp"
 
 #include <algorithm>

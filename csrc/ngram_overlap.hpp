@@ -2,8 +2,8 @@
 //
 // Texts are compared by words (words.hpp) in lower case, full-width characters as their ASCII ones, without punctuation
 // and without Latin letters by themselves, so that "(A) Paris" and "Paris" are the same. An item of ideographs for the
-// most part has n-grams of `chars_n` words, any other of `words_n`; an item shorter than that is one n-gram, if it has at
-// least `min_chars` or `min_words`. N-grams that more than `max_items` items have tell nothing and are left out.
+// most part has n-grams of `chars_n` words, any other of `words_n`; an item shorter than that is one n-gram, if it has
+// at least `min_chars` or `min_words`. N-grams that more than `max_items` items have tell nothing and are left out.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +35,8 @@ class OverlapIndex {
     void add(std::string_view text);
     void finish();
 
-    // Every item of which the document covers at least `share` (above 0), in their order. Linear in the length of the text, in
-    // memory bounded by the index. FormatError before `finish`.
+    // Every item of which the document covers at least `share` (above 0), in their order. Linear in the length of the
+    // text, in memory bounded by the index. FormatError before `finish`.
     std::vector<Overlap> find(std::string_view text, double share) const;
 
     size_t items() const { return items_.size(); }

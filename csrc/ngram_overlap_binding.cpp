@@ -13,8 +13,9 @@ namespace mindllm {
 namespace py = pybind11;
 
 void bind_ngram_overlap(py::module_& module) {
-    py::class_<Overlap>(module, "Overlap", "An item in a document: its number, how many of its words can be found, how\n"
-                                           "many are covered, and from where to where, in characters of the document.")
+    py::class_<Overlap>(module, "Overlap",
+                        "An item in a document: its number, how many of its words can be found, how many are covered,\n"
+                        "and from where to where, in characters of the document.")
         .def_readonly("item", &Overlap::item)
         .def_readonly("words", &Overlap::words)
         .def_readonly("covered", &Overlap::covered)

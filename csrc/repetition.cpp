@@ -162,7 +162,7 @@ Repeated find_duplicates(const std::vector<MeasuredWord>& words, const std::vect
     return repeated;
 }
 
-// Calls `call(n, keys)` for each n from 1 to `longest`. `append(hash, word)` makes the key of an n-gram with one more word.
+// Calls `call(n, keys)` for each n from 1 to `longest`. `append(key, word)`: the key of an n-gram with one more word.
 template <typename Append, typename Call>
 void for_each_n(const std::vector<MeasuredWord>& words, size_t longest, Append append, Call call) {
     std::vector<uint64_t> keys(words.size(), 0);

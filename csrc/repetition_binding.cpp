@@ -1,4 +1,5 @@
-// The Python side of words, repetition and continuous repetition. Texts are read where Python holds them, without the GIL.
+// The Python side of words, repetition and continuous repetition. Texts are read where Python holds them, without the
+// GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -20,7 +21,8 @@ namespace py = pybind11;
 py::list split_words(const py::str& text) {
     const std::string_view view = utf8_view(text);
     py::list words;
-    for_each_word(view, [&](const Word& word) { words.append(py::str(view.data() + word.begin, word.end - word.begin)); });
+    for_each_word(view,
+                  [&](const Word& word) { words.append(py::str(view.data() + word.begin, word.end - word.begin)); });
     return words;
 }
 
@@ -66,9 +68,9 @@ void bind_repetition(py::module_& module) {
                "A text's Repetition, with n-grams of so many words. UnicodeEncodeError for a lone surrogate.");
     module.def("shorten_repetition", &shorten, py::arg("text"), py::arg("copies"), py::arg("keep"),
                "Shorten phrases repeated at least `copies` times without a break to `keep` copies\n"
-               "(csrc/continuous_repetition.hpp): the text, how many characters were removed, and the beginning of the\n"
-               "repetition that was longest. ValueError unless 1 <= keep < copies and copies >= 3; UnicodeEncodeError\n"
-               "for a lone surrogate.");
+               "(csrc/continuous_repetition.hpp): the text, how many characters were removed, and the beginning of\n"
+               "the repetition that was longest. ValueError unless 1 <= keep < copies and copies >= 3;\n"
+               "UnicodeEncodeError for a lone surrogate.");
 }
 
 }  // namespace mindllm

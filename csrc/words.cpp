@@ -42,6 +42,7 @@ constexpr Range RANGES[] = {
     {0x2060, 0x206F, OTHER},        //
     {0x20A0, 0x20CF, OTHER},        // currencies
     {0x2190, 0x245F, OTHER},        // arrows, operators, technical signs
+    {0x249C, 0x24E9, OTHER},        // circled letters
     {0x2500, 0x2BFF, OTHER},        // boxes, shapes, dingbats, arrows, operators
     {0x2E00, 0x2E7F, OTHER},        // punctuation
     {0x2E80, 0x2FDF, IDEOGRAPH},    // radicals
@@ -59,6 +60,7 @@ constexpr Range RANGES[] = {
     {0x3400, 0x4DBF, IDEOGRAPH},    //
     {0x4DC0, 0x4DFF, OTHER},        // hexagrams
     {0x4E00, 0x9FFF, IDEOGRAPH},    //
+    {0xA490, 0xA4C6, OTHER},        // Yi radicals
     {0xE000, 0xF8FF, OTHER},        // private use
     {0xF900, 0xFAFF, IDEOGRAPH},    //
     {0xFE10, 0xFE1F, OTHER},        // vertical forms
@@ -69,6 +71,7 @@ constexpr Range RANGES[] = {
     {0xFF3B, 0xFF40, OTHER},        //
     {0xFF5B, 0xFF65, OTHER},        //
     {0xFFE0, 0xFFFF, OTHER},        // full-width signs, specials
+    {0x10190, 0x101FC, OTHER},      // ancient symbols
     {0x1CF00, 0x1D35F, OTHER},      // musical notation, hexagrams
     {0x1D800, 0x1DAAF, OTHER},      // sign writing
     {0x1F000, 0x1FBEF, OTHER},      // tiles, emoji, symbols

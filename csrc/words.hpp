@@ -1,8 +1,8 @@
 // Cutting text into words: what the n-grams of repetition.hpp and ngram_overlap.hpp are made of.
 //
-// A word is an ideograph or kana by itself, a longest run of letters, digits and underscores, or a longest run of one and
-// the same other character ("---"). Whitespace, the same as Python's, lies between words and is in none. One rule serves
-// all languages: Chinese falls into characters, English into words and punctuation, and mixed text into both.
+// A word is an ideograph or kana by itself, a longest run of letters, digits and underscores, or a longest run of one
+// and the same other character ("---"). Whitespace, the same as Python's, lies between words and is in none. One rule
+// serves all languages: Chinese falls into characters, English into words and punctuation, mixed text into both.
 #pragma once
 
 #include <array>

@@ -8,7 +8,6 @@ from collections import defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mindllm_engine._native import OverlapIndex
 
 RULES = {"words_n": 4, "chars_n": 5, "min_words": 2, "min_chars": 3, "max_items": 2}
@@ -47,9 +46,7 @@ def brute_force(items: list[str], document: str, share: float) -> list[tuple[int
             if len(having[gram]) > RULES["max_items"]:
                 continue
             findable |= set(range(at, at + len(gram)))
-            places = [
-                i for i in range(len(words)) if tuple(word for word, _, _ in words[i : i + len(gram)]) == gram
-            ]
+            places = [i for i in range(len(words)) if tuple(word for word, _, _ in words[i : i + len(gram)]) == gram]
             if places:
                 covered |= set(range(at, at + len(gram)))
                 begins.append(words[places[0]][1])
@@ -59,9 +56,9 @@ def brute_force(items: list[str], document: str, share: float) -> list[tuple[int
     return found
 
 
-texts = st.lists(st.sampled_from(["red", "RED", "blue", "a", "B", "42", "café", "的", "是", "花", "，", "_"]), max_size=14).map(
-    " ".join
-)
+texts = st.lists(
+    st.sampled_from(["red", "RED", "blue", "a", "B", "42", "café", "的", "是", "花", "，", "_"]), max_size=14
+).map(" ".join)
 
 
 @settings(max_examples=500)
@@ -114,7 +111,9 @@ def test_misuse_is_refused() -> None:
 
 @pytest.mark.parametrize("pattern", ["a", "哈", "red blue 42 ", "红花绿叶，", "\n", "word\n"])
 def test_hostile_documents_take_linear_time(pattern: str) -> None:
-    index = make_index(["red blue 42 red blue", "红花绿叶红花绿叶", *map(" ".join, itertools.product(["red", "42"], repeat=5))])
+    index = make_index(
+        ["red blue 42 red blue", "红花绿叶红花绿叶", *map(" ".join, itertools.product(["red", "42"], repeat=5))]
+    )
     seconds = []
     for size in (3_000_000, 24_000_000):
         text = pattern * (size // len(pattern.encode()))

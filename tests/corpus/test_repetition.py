@@ -15,15 +15,16 @@ from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplica
 from datatrove.utils.word_tokenizers import WordTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mindllm_engine._native import measure_repetition, shorten_repetition, split_words
+
 from mindllm_engine.corpus.steps.self_repetition import RepetitionThresholds, find_repetition
 from tests.corpus import words_oracle
 
 TOP, DUPLICATE = [2, 3, 4], [5, 6, 7, 8, 9, 10]
 # Of few words, so that much is repeated.
 repetitive = st.lists(
-    st.sampled_from(["a", "b", "ab", "c.", "--", " ", " ", "\n", "\n\n", "的", "是", "\t", "你好", "\u3000", "é"]), max_size=200
+    st.sampled_from(["a", "b", "ab", "c.", "--", " ", " ", "\n", "\n\n", "的", "是", "\t", "你好", "\u3000", "é"]),
+    max_size=200,
 ).map("".join)
 DATATROVE_REASONS = {
     "duplicate paragraphs": "dup_para_frac",
@@ -157,7 +158,10 @@ def shortened_by_brute_force(text: str, copies: int, keep: int) -> str:
 @settings(max_examples=500)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["哈", "买", "ha ", "ab", "é ", "买它，", "0 ", "-", "哉", "x\n", "a b c "]), st.integers(1, 9)),
+        st.tuples(
+            st.sampled_from(["哈", "买", "ha ", "ab", "é ", "买它，", "0 ", "-", "哉", "x\n", "a b c "]),
+            st.integers(1, 9),
+        ),
         max_size=12,
     ),
     st.integers(3, 5),

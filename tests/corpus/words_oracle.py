@@ -4,7 +4,7 @@ import unicodedata
 from itertools import groupby
 
 ALPHABET = (
-    "".join(map(chr, range(0x00, 0x180)))
+    "".join(map(chr, range(0x180)))
     + "αβγΩ АБВгд אב ا가나 e\u0301"
     + "的一是不了人我在有他花间集鿿㐀𠀀々〇ひらがなカタカナーㄅ"
     + "，。！？、；：「」《》（）…—·～“”‘’　０９ＡＺａｚ＋％￥"
@@ -16,7 +16,10 @@ def kind(character: str) -> str:
     if character.isspace():
         return "space"
     name = unicodedata.name(character, "")
-    if name.startswith(("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", "BOPOMOFO")) or character in "々〇ー":
+    if (
+        name.startswith(("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA", "BOPOMOFO"))
+        or character in "々〇ー"
+    ):
         return "ideograph"
     return "letter" if unicodedata.category(character)[0] in "LMN" or character == "_" else "other"
 

@@ -1,9 +1,12 @@
-"""Texts that repeat themselves (section 2 of the MindLLM paper): a phrase without a break, the same lines, the same words.
+"""Texts that repeat themselves (section 2 of the MindLLM paper): phrases without a break, equal lines, equal words.
 
 What is measured are the quantities of table A1 of Gopher (arXiv 2112.11446), counted in C++ (csrc/repetition.hpp) as
-datatrove's GopherRepetitionFilter counts them; given the same words it comes to the same verdicts. Chinese is measured
-by characters. Gopher filtered web pages alone by them: what was chosen by hand is held to looser thresholds here, for
-code, formulas and tables repeat themselves by nature, and pages of unknown sites to stricter ones.
+datatrove's GopherRepetitionFilter counts them; given the same words it comes to the same verdicts. (datatrove takes
+spaCy's words for English, which are other ones: addresses, decimals and abbreviations stay whole, "don't" falls into
+"do" and "n't", a row of "=" into single signs.) Chinese is measured by characters.
+
+Gopher filtered web pages alone by these. What was chosen by hand is held to looser thresholds here, for code, formulas
+and tables repeat themselves by nature, and pages of unknown sites are held to stricter ones.
 """
 
 import os
@@ -50,9 +53,10 @@ class RepetitionThresholds:
 def character_thresholds() -> RepetitionThresholds:
     """Gopher's shares for n-grams of characters.
 
-    Duplicate n-grams: on 73 chapters that exist in both languages, without their code, n-grams of 5 to 10 English words
-    and of these numbers of Chinese characters have the same shares on average, within a tenth. A most frequent n-gram is
-    most often a name or a term, as long in characters of Chinese as in words of English.
+    Duplicate n-grams: in 73 chapters of a textbook in both languages, without their code, n-grams of 5, 6 and 7
+    English words and of 9, 10 and 12 Chinese characters have the same share on average; the longer ones follow by 1.6
+    characters a word. The most frequent n-gram is a name or a term as a rule, as long in characters as in words: of
+    clean hotel reviews 0.6 % are lost by 2, 3 and 4 characters, 1.4 % by 3, 5 and 6.
     """
     return RepetitionThresholds(duplicate_n_grams={9: 0.15, 10: 0.14, 12: 0.13, 13: 0.12, 15: 0.11, 16: 0.10})
 
@@ -69,7 +73,7 @@ class SelfRepetitionConfig:
     """Domains of sites that are known to be good, and paths (with a slash) of files with one domain a line; a domain
     stands for those below it as well. If there are any, pages of other sites are held to stricter thresholds."""
     unlisted_factor: float = 0.75
-    """What thresholds are multiplied with for sites that are not listed (the paper is stricter there, without numbers)."""
+    """What thresholds are multiplied with for sites that are not listed (the paper gives no number)."""
     curated_categories: list[str] = field(
         default_factory=lambda: ["book", "technology", "academic", "math", "code", "encyclopedia", "qa", "dialogue"]
     )
@@ -85,7 +89,7 @@ class SelfRepetitionConfig:
 
 
 class SelfRepetition(CorpusStep):
-    """Drops texts that repeat themselves too much, and shortens phrases that stand many times in a row.
+    """Shortens phrases that stand many times in a row, and drops texts that still repeat themselves too much.
 
     Raises ConfigError for an impossible value and for a list of sites that cannot be read.
     """
@@ -108,7 +112,7 @@ class SelfRepetition(CorpusStep):
             return Drop("continuous repetition", f"{removed} of {len(text)} characters", example)
         by_characters = document.metadata.get("lang") in CHARACTER_LANGUAGES
         thresholds = config.characters if by_characters else config.words
-        drop = find_repetition(text, thresholds, self.factor(document))
+        drop = find_repetition(shortened, thresholds, self.factor(document))
         if drop is None and removed:
             document.text = shortened
             self.count("documents shortened")
@@ -185,8 +189,8 @@ def check(config: SelfRepetitionConfig) -> None:
             raise ConfigError(f"self_repetition.{key} is {getattr(config, key)}; give a number above 0")
     if not (config.min_copies >= 3 and 1 <= config.keep_copies < config.min_copies):
         raise ConfigError(
-            f"self_repetition: min_copies is {config.min_copies}, keep_copies {config.keep_copies}; give at least 3, and "
-            "at least 1 but fewer"
+            f"self_repetition: min_copies is {config.min_copies}, keep_copies {config.keep_copies}; give at least 3, "
+            "and at least 1 but fewer"
         )
     if not 0 <= config.max_continuous <= 1:
         raise ConfigError(f"self_repetition.max_continuous is {config.max_continuous}; give a share from 0 to 1")
