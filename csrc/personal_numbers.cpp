@@ -280,7 +280,8 @@ bool is_chinese_phone(const Groups& groups, size_t from, bool labelled, bool aft
     if (is_chinese_area(area)) {
         for (const size_t local : {size_t{8}, size_t{7}}) {
             const size_t parts = groups_of(groups, from + 1, local);
-            if (parts == 0 || parts > 2 || !is_chinese_local(area, groups.digits(from + 1, parts))) continue;
+            if (parts == 0 || parts > 2) continue;
+            if (!after_country && !is_chinese_local(area, groups.digits(from + 1, parts))) continue;
             used = 1 + parts;
             return parts == 1 || labelled || after_country || groups.open || groups.group[from + 1].before != Separator::SPACE;
         }
@@ -396,6 +397,9 @@ PersonalSpan find_domestic(std::string_view text, const Groups& groups) {
     }
     if (!labelled) return {};
     if (groups.have(0, {10}) && is_north_american(first)) return whole(1, Separator::NONE);
+    // Elsewhere: "02-2345-6789" in Taipei.
+    if (first[0] == '0' && (groups.have(0, {2, 4, 4}) || groups.have(0, {2, 3, 4}))) return whole(3, groups.inner(0, 3));
+    if (first[0] == '0' && (groups.have(0, {2, 7}) || groups.have(0, {2, 8}))) return whole(2, Separator::HYPHEN);
     if (groups.have(0, {4, 4}) || groups.have(0, {3, 4})) used = 2;
     else if (groups.have(0, {7}) || groups.have(0, {8})) used = 1;
     else return {};
