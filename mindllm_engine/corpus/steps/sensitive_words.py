@@ -1,7 +1,7 @@
 """Sensitive content: documents with too many words of a vocabulary are dropped.
 
-Section 2 of the MindLLM paper removes toxic and sensitive pages by a vocabulary; it gives no figures, so the thresholds are
-ours. What counts as an occurrence is in csrc/word_matcher.hpp.
+Section 2 of the MindLLM paper removes toxic and sensitive pages by a vocabulary; it gives no figures, so the thresholds
+are ours. What counts as an occurrence is in csrc/word_matcher.hpp.
 """
 
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ NAMED_WORDS = 8
 
 @dataclass
 class SensitiveWordsConfig:
-    """The vocabulary, and how much of it a document may hold. It is dropped when all three thresholds are reached, since
-    each alone is wrong about honest text."""
+    """The vocabulary, and how much of it a document may hold. It is dropped when all three thresholds are reached,
+    since each alone is wrong about honest text."""
 
     vocabulary: list[str] = field(default_factory=list)
     """Files in UTF-8 with a word a line; optionally a weight (1 by default) and a category, set off by tabs. Lines that

@@ -51,7 +51,10 @@ def test_thresholds_are_those_of_the_config(tmp_path: Path) -> None:
     text = "绿" + "。" * 99
     assert verdict(make_step(tmp_path, WORDS, occurrences=1, distinct=1, share=0.01), text) is not None
     for changed in ({"occurrences": 1.01}, {"distinct": 2}, {"share": 0.0101}):
-        assert verdict(make_step(tmp_path, WORDS, **{"occurrences": 1, "distinct": 1, "share": 0.01, **changed}), text) is None
+        assert (
+            verdict(make_step(tmp_path, WORDS, **{"occurrences": 1, "distinct": 1, "share": 0.01, **changed}), text)
+            is None
+        )
 
 
 def test_the_ledger_says_what_was_found_and_where(tmp_path: Path) -> None:
@@ -73,7 +76,9 @@ def test_the_ledger_says_what_was_found_and_where(tmp_path: Path) -> None:
 def test_the_shipped_words_drop_advertisements_and_keep_articles() -> None:
     step = SensitiveWords(SensitiveWordsConfig())
     gambling = "澳门新葡京网上赌场，真人荷官在线发牌，注册送彩金，百家乐、老虎机、体育投注应有尽有！" * 3
-    english = "Best online casino with a no deposit bonus, free spins and a live dealer. Place your bets and bet now! " * 2
+    english = (
+        "Best online casino with a no deposit bonus, free spins and a live dealer. Place your bets and bet now! " * 2
+    )
     fraud = "代开发票，办证刻章，信用卡套现，刷单兼职日赚千元，加微信领取。" * 3
     adult = "同城约炮，激情裸聊，免费黄片，高清无码在线看片。" * 4
     for text, category in ((gambling, "gambling"), (english, "gambling"), (fraud, "fraud"), (adult, "pornography")):
