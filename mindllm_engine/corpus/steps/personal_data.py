@@ -32,8 +32,8 @@ class PersonalDataConfig:
     numbers of that length with a region's first digits looks like one."""
     reserved_addresses: bool = False
     """Addresses that belong to nobody as well: 127.0.0.1, 192.168.1.1 and others that RFC 6890 reserves,
-    user@example.com and others of RFC 2606, git@github.com. By default they stay: they say nothing about anyone, and manuals and
-    programs are full of them."""
+    user@example.com and others of RFC 2606, git@github.com. By default they stay: they say nothing about anyone, and
+    manuals and programs are full of them."""
 
 
 class PersonalData(CorpusStep):
