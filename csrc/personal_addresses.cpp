@@ -90,9 +90,19 @@ bool is_reserved(const Octets& o) {
            (o[0] == 198 && o[1] == 51 && o[2] == 100) || (o[0] == 203 && o[1] == 0 && o[2] == 113);
 }
 
+// Whether four octets, or what looks like them, end there.
+bool ends_with_octets(std::string_view text, size_t end) {
+    size_t begin = end, dots = 0;
+    while (begin > 0 && end - begin < 15 && (is_digit(text[begin - 1]) || text[begin - 1] == '.')) {
+        dots += text[--begin] == '.';
+    }
+    return dots == 3;
+}
+
 bool begins_ipv4(std::string_view text, size_t at) {
     const char before = byte_before(text, at), second = byte_before(text, at > 0 ? at - 1 : 0);
     if (is_alnum(before) || before == '_' || before == '^' || before == '~') return false;
+    if (before == '-' && ends_with_octets(text, at - 1)) return true;  // from one address to another
     if (before == '.' || before == '-' || before == '\\') return !is_alnum(second);
     if (before == '/') return !is_letter(second);  // "Chrome/1.2.3.4"
     if (before == '=') return second != '=' && second != '>' && second != '<' && second != '~' && second != '!';

@@ -116,12 +116,15 @@ int number(std::string_view digits) {
     return value;
 }
 
+// Whether a list of numbers of one length, set off by spaces, has this one.
+bool holds(std::string_view list, std::string_view number) { return list.find(number) != std::string_view::npos; }
+
 bool is_region(std::string_view digits) {
     constexpr std::string_view REGIONS =
         "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 82 83 91";
     // A province is no one's region; what is not divided further is (Taiwan, Hong Kong, Macao).
     const bool is_whole = digits[0] == '7' || digits[0] == '8';
-    return REGIONS.find(digits.substr(0, 2)) % 3 == 0 && (is_whole || digits.substr(2, 4) != "0000");
+    return holds(REGIONS, digits.substr(0, 2)) && (is_whole || digits.substr(2, 4) != "0000");
 }
 
 bool is_date(int year, int month, int day) {
@@ -226,8 +229,8 @@ PersonalSpan find_bank_card(std::string_view text, const Groups& groups) {
 
 bool is_chinese_mobile(std::string_view digits) {
     if (digits.size() != 11 || digits[0] != '1') return false;
-    constexpr std::string_view THIRD_DIGITS[] = {"", "", "", "0123456789", "0145678" "9", "012356789",
-                                                 "2567", "012345678", "0123456789", "0123" "56789"};
+    constexpr std::string_view THIRD_DIGITS[] = {"", "", "", "0123456789", "01456789", "012356789",
+                                                 "2567", "012345678", "0123456789", "012356789"};
     return THIRD_DIGITS[digits[1] - '0'].find(digits[2]) != std::string_view::npos;
 }
 
@@ -251,8 +254,11 @@ bool is_country_code(std::string_view digits) {
     constexpr std::string_view TWO = "20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 "
                                      "63 64 65 66 81 82 84 86 90 91 92 93 94 95 98";
     constexpr std::string_view OF_THREE = "21 22 23 24 25 26 29 35 37 38 42 50 59 67 68 69 80 85 87 88 96 97 99";
-    return digits[0] == '1' || digits[0] == '7' || TWO.find(digits.substr(0, 2)) % 3 == 0 ||
-           OF_THREE.find(digits.substr(0, 2)) % 3 == 0;
+    constexpr std::string_view UNUSED = "210 214 215 217 219 292 293 294 295 296 384 388 851 854 857 858 859 969 978 990 991 "
+                                        "997 999";
+    if (holds(UNUSED, digits.substr(0, 3))) return false;
+    return digits[0] == '1' || digits[0] == '7' || holds(TWO, digits.substr(0, 2)) ||
+           holds(OF_THREE, digits.substr(0, 2));
 }
 
 // How many groups from `from` on make `total` digits, or 0.
@@ -280,7 +286,8 @@ bool is_chinese_phone(const Groups& groups, size_t from, bool labelled, bool aft
     if (is_chinese_area(area)) {
         for (const size_t local : {size_t{8}, size_t{7}}) {
             const size_t parts = groups_of(groups, from + 1, local);
-            if (parts == 0 || parts > 2 || !is_chinese_local(area, groups.digits(from + 1, parts))) continue;
+            if (parts == 0 || parts > 2) continue;
+            if (!after_country && !is_chinese_local(area, groups.digits(from + 1, parts))) continue;
             used = 1 + parts;
             return parts == 1 || labelled || after_country || groups.open || groups.group[from + 1].before != Separator::SPACE;
         }
@@ -396,6 +403,9 @@ PersonalSpan find_domestic(std::string_view text, const Groups& groups) {
     }
     if (!labelled) return {};
     if (groups.have(0, {10}) && is_north_american(first)) return whole(1, Separator::NONE);
+    // Elsewhere: "02-2345-6789" in Taipei.
+    if (first[0] == '0' && (groups.have(0, {2, 4, 4}) || groups.have(0, {2, 3, 4}))) return whole(3, groups.inner(0, 3));
+    if (first[0] == '0' && (groups.have(0, {2, 7}) || groups.have(0, {2, 8}))) return whole(2, Separator::HYPHEN);
     if (groups.have(0, {4, 4}) || groups.have(0, {3, 4})) used = 2;
     else if (groups.have(0, {7}) || groups.have(0, {8})) used = 1;
     else return {};

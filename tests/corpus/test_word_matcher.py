@@ -88,7 +88,7 @@ def test_latin_words_are_whole_and_chinese_is_anywhere(word: str, text: str, tim
 
 
 def random_words(count: int, seed: int) -> list[str]:
-    """Chinese of one to six characters out of few, with many shared beginnings and ends, and English of up to twelve letters."""
+    """Chinese of two to six characters out of few, so that beginnings and ends are shared, and English."""
     chooser = random.Random(seed)
     characters = [chr(0x4E00 + i) for i in range(300)]
     words: set[str] = set()

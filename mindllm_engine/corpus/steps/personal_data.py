@@ -31,9 +31,9 @@ class PersonalDataConfig:
     """Identity numbers of 15 digits as well, which were issued until 1999. They have no check digit: one in 60 of all
     numbers of that length with a region's first digits looks like one."""
     reserved_addresses: bool = False
-    """Addresses that belong to nobody as well: 127.0.0.1, 192.168.1.1 and others that RFC 6890 reserves, user@example.com
-    and others of RFC 2606, git@github.com. By default they stay: they say nothing about anyone, and manuals and
-    programs are full of them."""
+    """Addresses that belong to nobody as well: 127.0.0.1, 192.168.1.1 and others that RFC 6890 reserves,
+    user@example.com and others of RFC 2606, git@github.com. By default they stay: they say nothing about anyone, and
+    manuals and programs are full of them."""
 
 
 class PersonalData(CorpusStep):

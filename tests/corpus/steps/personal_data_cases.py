@@ -1,4 +1,4 @@
-"""Two thousand texts with and without personal data, generated: what should be replaced in them is known from the making.
+"""Two thousand texts with and without personal data, generated: what should be replaced in them is known.
 
 Nothing here looks at the scanner. Numbers are made by the rules of their issuers (check digits, prefixes, lengths);
 each stands in a sentence, Chinese or English, with or without spaces around it. Traps are what looks alike and must
@@ -65,7 +65,24 @@ def id_spaced(chooser: random.Random) -> str:
     return f"{number[:6]} {number[6:14]} {number[14:]}"
 
 
-MOBILE = ("134", "135", "138", "139", "147", "150", "159", "166", "173", "177", "180", "186", "189", "191", "198", "199")
+MOBILE = (
+    "134",
+    "135",
+    "138",
+    "139",
+    "147",
+    "150",
+    "159",
+    "166",
+    "173",
+    "177",
+    "180",
+    "186",
+    "189",
+    "191",
+    "198",
+    "199",
+)
 
 
 def mobile(chooser: random.Random) -> str:
@@ -78,7 +95,9 @@ def grouped_mobile(chooser: random.Random) -> str:
 
 
 def prefixed_mobile(chooser: random.Random) -> str:
-    prefix = chooser.choice(("+86", "+86 ", "+86-", "86-", "0086 ", "0086-", "(+86)", "(+86) ", "（+86）", "86 ", "+86 1"))
+    prefix = chooser.choice(
+        ("+86", "+86 ", "+86-", "86-", "0086 ", "0086-", "(+86)", "(+86) ", "（+86）", "86 ", "+86 1")
+    )
     if prefix == "+86 1":
         return "+86 " + grouped_mobile(chooser)
     return prefix + (grouped_mobile(chooser) if chooser.random() < 0.3 else mobile(chooser))
@@ -105,7 +124,9 @@ def landline(chooser: random.Random) -> str:
 def american(chooser: random.Random) -> str:
     area = digits(chooser, 1, "23456789") + chooser.choice("02345678") + digits(chooser, 1)
     middle = digits(chooser, 1, "23456789") + chooser.choice("02345678") + digits(chooser, 1)
-    form = chooser.choice(("({}) {}-{}", "{}-{}-{}", "{}.{}.{}", "+1 {} {} {}", "+1-{}-{}-{}", "1-{}-{}-{}", "+1{}{}{}"))
+    form = chooser.choice(
+        ("({}) {}-{}", "{}-{}-{}", "{}.{}.{}", "+1 {} {} {}", "+1-{}-{}-{}", "1-{}-{}-{}", "+1{}{}{}")
+    )
     return form.format(area, middle, digits(chooser, 4))
 
 
@@ -174,8 +195,28 @@ def grouped_card(chooser: random.Random) -> str:
     return mark.join(card[i : i + 4] for i in range(0, len(card), 4))
 
 
-NAMES = ("zhang.wei", "li_na88", "john.smith", "m-tanaka", "wang2008", "13800138000", "anna+news", "service", "x1", "QQ123")
-DOMAINS = ("163.com", "qq.com", "gmail.com", "pku.edu.cn", "uni-heidelberg.de", "mail.corp.co.uk", "outlook.com", "tech.io")
+NAMES = (
+    "zhang.wei",
+    "li_na88",
+    "john.smith",
+    "m-tanaka",
+    "wang2008",
+    "13800138000",
+    "anna+news",
+    "service",
+    "x1",
+    "QQ123",
+)
+DOMAINS = (
+    "163.com",
+    "qq.com",
+    "gmail.com",
+    "pku.edu.cn",
+    "uni-heidelberg.de",
+    "mail.corp.co.uk",
+    "outlook.com",
+    "tech.io",
+)
 
 
 def email(chooser: random.Random) -> str:
@@ -242,7 +283,14 @@ def wrong_id(chooser: random.Random) -> str:
 
 
 def impossible_id(chooser: random.Random) -> str:
-    body = chooser.choice(REGIONS) + chooser.choice(("19991301", "20010230", "18000101", "20230431")) + digits(chooser, 3)
+    body = (
+        chooser.choice(REGIONS) + chooser.choice(("19991301", "20010230", "18000101", "20230431")) + digits(chooser, 3)
+    )
+    return body + id_check(body)
+
+
+def foreign_region(chooser: random.Random) -> str:
+    body = chooser.choice(("990101", "000000", "160101", "720304", "590011")) + id_number(chooser)[6:17]
     return body + id_check(body)
 
 
@@ -282,14 +330,18 @@ def date_time(chooser: random.Random) -> str:
 
 
 def order(chooser: random.Random) -> str:
-    number = chooser.choice((mobile(chooser), digits(chooser, 12, "123"), f"2023{digits(chooser, 16)}", digits(chooser, 10)))
+    number = chooser.choice(
+        (mobile(chooser), digits(chooser, 12, "123"), f"2023{digits(chooser, 16)}", digits(chooser, 10))
+    )
     words = ("订单号：{}", "订单编号{}", "运单号 {}", "order #{}", "Order No. {}", "流水号:{}", "invoice {}", "SKU {}")
     return chooser.choice(words).format(number)
 
 
 def money(chooser: random.Random) -> str:
     number = mobile(chooser)
-    return chooser.choice(("¥{}", "{}元", "${}", "{} USD", "RMB {}", "{}.50", "{}万元", "€{}", "约{}美元")).format(number)
+    return chooser.choice(("¥{}", "{}元", "${}", "{} USD", "RMB {}", "{}.50", "{}万元", "€{}", "约{}美元")).format(
+        number
+    )
 
 
 def hexadecimal(chooser: random.Random) -> str:
@@ -297,7 +349,9 @@ def hexadecimal(chooser: random.Random) -> str:
 
 
 def in_word(chooser: random.Random) -> str:
-    form = chooser.choice(("IMG_{}.jpg", "user{}", "{}abc", "a{}", "item-{}", "0x{}", "{}_v2", "VID{}", "sn{}x", "{}.png"))
+    form = chooser.choice(
+        ("IMG_{}.jpg", "user{}", "{}abc", "a{}", "item-{}", "0x{}", "{}_v2", "VID{}", "sn{}x", "{}.png")
+    )
     return form.format(mobile(chooser))
 
 
@@ -319,7 +373,18 @@ def decimal(chooser: random.Random) -> str:
 
 def version(chooser: random.Random) -> str:
     four = ".".join(str(chooser.randint(0, 60)) for _ in range(4))
-    forms = ("v{}", "version {}", "版本{}", "版本号：{}", "Chrome/{}", "libfoo-{}", "Ver. {}", "foo=={}", "release {}", "{}-beta")
+    forms = (
+        "v{}",
+        "version {}",
+        "版本{}",
+        "版本号：{}",
+        "Chrome/{}",
+        "libfoo-{}",
+        "Ver. {}",
+        "foo=={}",
+        "release {}",
+        "{}-beta",
+    )
     return chooser.choice(forms).format(four)
 
 
@@ -328,7 +393,9 @@ def section(chooser: random.Random) -> str:
 
 
 def not_ipv4(chooser: random.Random) -> str:
-    return chooser.choice(("1.3.6.1.4.1.311.60", "256.300.1.2", "58.0.3029.110", "01.02.03.04", "114.37.25", "8.35.200.7.91"))
+    return chooser.choice(
+        ("1.3.6.1.4.1.311.60", "256.300.1.2", "58.0.3029.110", "01.02.03.04", "114.37.25", "8.35.200.7.91")
+    )
 
 
 def coordinates(chooser: random.Random) -> str:
@@ -340,10 +407,44 @@ def product(chooser: random.Random) -> str:
     return chooser.choice((f"{left} + {right}", f"{right} * 3", f"{right} = {left}", f"{left}×{right}", f"2^{right}"))
 
 
-RESERVED = ("user@example.com", "you@yourdomain.com", "a@b.test", "git@github.com", "127.0.0.1", "192.168.1.254", "10.0.31.7")
-NOT_EMAIL = ("logo@2x.png", "vue@2.6.14", "@app.route", "user@host", "a @ b.com", "foo@bar.", "@zhang_san", "react@next")
-COLONS = ("00:1A:2B:3C:4D:5E", "std::vector", "12:34:56", "a::b::c", "de:ad:be:ef:12:34:56:78", "fe80::1", "Foo::Bar", "3:2")
-NUMBERS = ("1,381,234,567", "12 345 678", "1990-2020", "（2019）京01民终12345号", "ISSN 1234-5678", "2310.15777", "沪A12345")
+RESERVED = (
+    "user@example.com",
+    "you@yourdomain.com",
+    "a@b.test",
+    "git@github.com",
+    "127.0.0.1",
+    "192.168.1.254",
+    "10.0.31.7",
+)
+NOT_EMAIL = (
+    "logo@2x.png",
+    "vue@2.6.14",
+    "@app.route",
+    "user@host",
+    "a @ b.com",
+    "foo@bar.",
+    "@zhang_san",
+    "react@next",
+)
+COLONS = (
+    "00:1A:2B:3C:4D:5E",
+    "std::vector",
+    "12:34:56",
+    "a::b::c",
+    "de:ad:be:ef:12:34:56:78",
+    "fe80::1",
+    "Foo::Bar",
+    "3:2",
+)
+NUMBERS = (
+    "1,381,234,567",
+    "12 345 678",
+    "1990-2020",
+    "（2019）京01民终12345号",
+    "ISSN 1234-5678",
+    "2310.15777",
+    "沪A12345",
+)
 
 TRAPS: dict[str, Form] = {
     "order number": order,
@@ -363,7 +464,9 @@ TRAPS: dict[str, Form] = {
     "product": product,
     "wrong identity number": wrong_id,
     "impossible identity number": impossible_id,
+    "identity number of no region": foreign_region,
     "wrong bank card": wrong_card,
+    "no country code": lambda chooser: f"+{chooser.choice(('28', '83', '89', '210', '999'))} {digits(chooser, 9)}",
     "long number": lambda chooser: digits(chooser, chooser.choice((12, 17, 20, 24, 40)), "79"),
     "no IPv4 address": not_ipv4,
     "reserved": lambda chooser: chooser.choice(RESERVED),
@@ -381,7 +484,9 @@ def generate_cases(seed: int = 0, count: int = CASES) -> list[Case]:
         text, spans = "", []
         if number % 2 == 0:
             form = list(FOUND)[number // 2 % len(FOUND)]
-            forms = [form] if chooser.random() < 0.9 else [form, chooser.choice(list(TRAPS)), chooser.choice(list(FOUND))]
+            forms = (
+                [form] if chooser.random() < 0.9 else [form, chooser.choice(list(TRAPS)), chooser.choice(list(FOUND))]
+            )
         else:
             forms = [list(TRAPS)[number // 2 % len(TRAPS)]]
         for part in forms:
