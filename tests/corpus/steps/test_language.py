@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mindllm_engine._native import profile_text
+from mindllm_engine import _native
 from mindllm_engine.corpus.steps.language import UNKNOWN, identify_language
 
 
 def language(text: str) -> str:
-    return identify_language(text, profile_text(text))
+    return identify_language(text, _native.profile_text(text))
 
 
 SENTENCES = {
@@ -24,11 +24,12 @@ SENTENCES = {
     "es": "La ciudad está junto a un río ancho, y en verano la gente se sienta por la tarde en la orilla para hablar. "
     "Muchos de ellos trabajan en la fábrica que está al otro lado del puente, construido hace más de cien años.",
     "pt": "A cidade fica junto a um rio largo, e no verão as pessoas sentam-se à noite na margem para conversar.",
-    "it": "La città si trova sulla riva di un largo fiume, e d'estate la gente si siede la sera lungo la riva a parlare.",
+    "it": "La città si trova sulla riva di un largo fiume, e d'estate la gente si siede la sera a parlare. Molti di "
+    "loro lavorano nella fabbrica dall'altra parte del ponte, costruito più di cento anni fa.",
     "tr": "Şehir geniş bir nehrin kıyısındadır ve yazın insanlar akşamları kıyıda oturup konuşurlar.",
     "vi": "Thành phố nằm bên một con sông rộng, và vào mùa hè mọi người ngồi trên bờ vào buổi tối để nói chuyện.",
-    "id": "Kota itu terletak di tepi sungai yang lebar, dan pada musim panas orang-orang duduk di tepi sungai pada malam "
-    "hari sambil berbicara. Banyak dari mereka bekerja di pabrik di seberang jembatan yang dibangun lama sekali.",
+    "id": "Kota itu terletak di tepi sungai yang lebar, dan pada musim panas orang-orang duduk di tepi sungai pada "
+    "malam hari sambil berbicara. Banyak dari mereka bekerja di pabrik di seberang jembatan yang dibangun lama sekali.",
     "ru": "Город стоит на берегу широкой реки, и летом люди вечерами сидят на набережной и разговаривают.",
     "ja": "町は広い川のほとりにあり、夏になると人々は夕方に岸辺に座って話をします。",
     "ko": "도시는 넓은 강가에 있고, 여름이면 사람들은 저녁에 강변에 앉아 이야기를 나눕니다.",

@@ -16,13 +16,14 @@ from datatrove.data import Document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindllm_engine._native import PhraseSet, clean_format, profile_text
+from mindllm_engine import _native
 from mindllm_engine.corpus.ledger import Drop
 from mindllm_engine.corpus.steps.advertisements import CONTACTS, promotion
 from mindllm_engine.corpus.steps.low_quality import LowQuality, LowQualityConfig, text_density
 from mindllm_engine.errors import ConfigError
 
 ZH = "今天的会议讨论了三个问题，其中最重要的是如何提高产品质量。大家认为，应当先从原料开始检查，再改进生产过程。"
+IDEOGRAPH = regex.compile(r"[\p{Unified_Ideograph}\uf900-\ufad9\U0002f800-\U0002fa1f々〇]")
 EN = "The committee met today and discussed three questions, of which the most important was how to make better goods."
 
 
@@ -43,9 +44,11 @@ def test_code_points_are_counted_as_unicode_has_them() -> None:
         category = unicodedata.category(char)
         if category in ("Cn", "Co"):
             continue
-        profile = profile_text(char)
+        profile = _native.profile_text(char)
         assert profile.characters == profile.counted == 1
-        assert profile.han == bool(regex.match(r"[\p{Unified_Ideograph}\uf900-\ufad9\U0002f800-\U0002fa1f々〇]", char)), hex(code)
+        assert profile.han == bool(
+            regex.match(r"[\p{Unified_Ideograph}\uf900-\ufad9\U0002f800-\U0002fa1f々〇]", char)
+        ), hex(code)
         is_letter = profile.han + profile.kana + profile.hangul + profile.latin + profile.other_letters
         if category[0] == "L" and code < 0x10000 and is_letter == 0:
             differing += 1
@@ -61,7 +64,7 @@ def test_code_points_are_counted_as_unicode_has_them() -> None:
 
 @given(st.text("ab1é中の한я .,!-|#\n\t你，。★", max_size=80))
 def test_profiles_add_up(text: str) -> None:
-    profile = profile_text(text)
+    profile = _native.profile_text(text)
     runs = ["".join(run) for _, run in itertools.groupby(text)]
     capped = "".join(run[:3] for run in runs)
     assert profile.characters == len(text)
@@ -81,7 +84,7 @@ def test_profiles_add_up(text: str) -> None:
 @given(st.text("12 -.x", max_size=60))
 def test_groups_of_digits(text: str) -> None:
     groups = [regex.sub(r"\D", "", group) for group in regex.findall(r"\d(?:[ .-]?\d)*", text)]
-    assert profile_text(text).digit_groups == sum(7 <= len(group) <= 15 for group in groups)
+    assert _native.profile_text(text).digit_groups == sum(7 <= len(group) <= 15 for group in groups)
 
 
 @given(st.text(st.sampled_from("Ãâä¸\xad€™é中a\x80\x99½‘œ"), max_size=40))
@@ -94,7 +97,7 @@ def test_sequences_of_utf8_in_latin(text: str) -> None:
         except UnicodeEncodeError:
             data += b" "
     pattern = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
-    assert profile_text(text).utf8_as_latin == sum(map(len, regex.findall(pattern, bytes(data))))
+    assert _native.profile_text(text).utf8_as_latin == sum(map(len, regex.findall(pattern, bytes(data))))
 
 
 # -- Rules ---
@@ -168,10 +171,12 @@ def test_the_step_can_be_sent_to_another_process() -> None:
 # -- Advertisements ---
 
 ADS = [
-    "专业承接各类装修工程，价格优惠，质量保证！欢迎来电咨询。\n联系电话：13812345678 微信同号\n前十名客户特价，赠送电器一台，"
-    "名额有限，先到先得！欢迎致电 400-820-1234。专业团队，上门服务，厂家直销，全市最低价。联系电话 021-56781234，加微信：zhuangxiu88",
-    "全场清仓大促销，原价999，现价仅需199！限时抢购，包邮到家，货到付款。订购热线：400 660 9988，加微信 maihuo2020 领取优惠。"
-    "正品保证，假一赔十，数量有限，赶快行动！QQ：123456789，马上下单还有大礼包赠送，机会难得，不容错过，热销爆款等你来抢。",
+    "专业承接各类装修工程，价格优惠，质量保证！欢迎来电咨询。\n联系电话：13812345678 微信同号\n"
+    "前十名客户特价，赠送电器一台，名额有限，先到先得！欢迎致电 400-820-1234。\n"
+    "专业团队，上门服务，厂家直销，全市最低价。联系电话 021-56781234，加微信：zhuangxiu88",
+    "全场清仓大促销，原价999，现价仅需199！限时抢购，包邮到家，货到付款。"
+    "订购热线：400 660 9988，加微信 maihuo2020 领取优惠。正品保证，假一赔十，数量有限，赶快行动！"
+    "QQ：123456789，马上下单还有大礼包赠送，机会难得，不容错过，热销爆款等你来抢。",
     "Lowest prices on replica watches! Order now and get free shipping. Limited time offer: 50% off everything. "
     "Call now: 555-123-4567. Satisfaction guaranteed or your money back. Don't miss this special offer - hurry, while "
     "supplies last! WhatsApp: +15551234567",
@@ -180,10 +185,11 @@ ADS = [
 ]
 NO_ADS = [
     ZH * 3 + "如有疑问，请致电 010-62345678。",
-    "市消费者协会提醒：近日有商家以“清仓”“特价”为名诱导消费，请市民注意保留票据。投诉电话：12315。据介绍，今年以来共接到投诉三百余起，"
-    "其中预付卡消费占四成。协会建议，消费者在办卡之前要核实商家资质，不要一次存入过多的钱，发现问题及时向有关部门反映，并保存好合同。",
-    "A pair of shoes costs $40 and there is a 10% discount this week. How much do three pairs cost? First find the price "
-    "of one pair, which is $36, then multiply by three to get $108. The answer is 108.",
+    "市消费者协会提醒：近日有商家以“清仓”“特价”为名诱导消费，请市民注意保留票据。投诉电话：12315。"
+    "据介绍，今年以来共接到投诉三百余起，其中预付卡消费占四成。"
+    "协会建议，消费者在办卡之前要核实商家资质，不要一次存入过多的钱，发现问题及时向有关部门反映，并保存好合同。",
+    "A pair of shoes costs $40 and there is a 10% discount this week. How much do three pairs cost? First find the "
+    "price of one pair, which is $36, then multiply by three to get $108. The answer is 108.",
     "The library is open from nine to five. For questions about the reading room, phone 555-123-4567 or write to the "
     "librarian. Visitors may borrow up to three books at a time and return them within four weeks of the date.",
 ]
@@ -233,13 +239,13 @@ def test_phrases_are_found_as_a_regular_expression_would(text: str) -> None:
 
     longest_first = sorted(PHRASES, key=lambda phrase: -len(phrase.encode()))
     found = regex.findall("|".join(map(pattern, longest_first)), text, regex.IGNORECASE)
-    assert PhraseSet(PHRASES).count(text) == (len(found), sum(map(len, found)))
+    assert _native.PhraseSet(PHRASES).count(text) == (len(found), sum(map(len, found)))
 
 
 def test_phrases_must_have_two_bytes() -> None:
     with pytest.raises(ValueError, match="two bytes"):
-        PhraseSet(["a"])
-    assert PhraseSet([]).count("abc") == (0, 0)
+        _native.PhraseSet(["a"])
+    assert _native.PhraseSet([]).count("abc") == (0, 0)
 
 
 @pytest.mark.parametrize("unit", ["1", "1 ", "1-", "QQ", "QQ ", "电话:", "+1 ", "400", "优惠1", "(", "a", "微信 "])
@@ -247,7 +253,7 @@ def test_looking_for_contacts_takes_bounded_time(unit: str) -> None:
     text = "优惠优惠优惠" + unit * (3000 // len(unit))
     start = time.process_time()
     for _ in range(20):
-        promotion(text, profile_text(text))
+        promotion(text, _native.profile_text(text))
     assert time.process_time() - start < 2
 
 
@@ -266,7 +272,7 @@ def test_clean_real_text_is_kept(real_text: Path) -> None:
         lost = [
             drop
             for text in texts
-            if (drop := step.apply(Document(clean_format(text)[0], "s/f:0", metadata={"source": source})))
+            if (drop := step.apply(Document(_native.clean_format(text)[0], "s/f:0", metadata={"source": source})))
         ]
         assert len(lost) < 0.01 * len(texts), (source, lost)
 
