@@ -2,6 +2,8 @@
 #include "text_profile.hpp"
 
 #include <cstddef>
+#include <cstdint>
+#include <numeric>
 
 #include "characters.hpp"
 
@@ -12,7 +14,10 @@ namespace {
 constexpr int64_t COUNTED_RUN = 3;
 constexpr int64_t SHORTEST_NUMBER = 7, LONGEST_NUMBER = 15;
 
-enum class Kind { SPACE, DIGIT, HAN, KANA, HANGUL, LATIN, OTHER_LETTER, PUNCTUATION, SYMBOL };
+// Those that words are made of come first.
+enum class Kind : uint8_t { LATIN, DIGIT, HANGUL, OTHER_LETTER, SPACE, HAN, KANA, PUNCTUATION, SYMBOL };
+constexpr Kind LAST_OF_WORDS = Kind::OTHER_LETTER;
+constexpr size_t KINDS = static_cast<size_t>(Kind::SYMBOL) + 1;
 
 bool is_ascii_punctuation(char32_t c) {
     switch (c) {
@@ -24,14 +29,24 @@ bool is_ascii_punctuation(char32_t c) {
     }
 }
 
+Kind ascii_kind(char32_t c) {
+    if (is_ascii_letter(c)) return Kind::LATIN;
+    if (is_digit(c)) return Kind::DIGIT;
+    if (c == ' ' || c == '\n' || c == '\t' || c == '\r') return Kind::SPACE;
+    return is_ascii_punctuation(c) ? Kind::PUNCTUATION : Kind::SYMBOL;
+}
+
+struct AsciiKinds {
+    Kind of[128];
+    AsciiKinds() {
+        for (char32_t c = 0; c < 128; ++c) of[c] = ascii_kind(c);
+    }
+};
+const AsciiKinds ASCII;
+
 // By blocks: what is no space, digit, punctuation, symbol or combining mark is taken for a letter.
 Kind kind_of(char32_t c) {
-    if (c < 0x80) {
-        if (is_ascii_letter(c)) return Kind::LATIN;
-        if (is_digit(c)) return Kind::DIGIT;
-        if (c == ' ' || c == '\n' || c == '\t' || c == '\r') return Kind::SPACE;
-        return is_ascii_punctuation(c) ? Kind::PUNCTUATION : Kind::SYMBOL;
-    }
+    if (c < 0x80) return ASCII.of[c];
     if (is_han(c)) return Kind::HAN;
     if (c < 0x370) {
         if (c == 0xA0) return Kind::SPACE;
@@ -162,25 +177,16 @@ TextProfile profile_text(std::string_view text) {
     char32_t last = 0;
     int64_t run = 0;
     bool in_word = false;
+    int64_t characters[KINDS] = {}, counted[KINDS] = {};
     for (size_t at = 0; at < text.size();) {
         const char32_t c = decode_character(text, at);
-        ++profile.characters;
         run = c == last ? run + 1 : 1;
         last = c;
         const Kind kind = kind_of(c);
-        bool word = false;
-        switch (kind) {
-            case Kind::SPACE: ++profile.spaces; break;
-            case Kind::HAN: ++profile.han; break;
-            case Kind::KANA: ++profile.kana; break;
-            case Kind::HANGUL: ++profile.hangul; word = true; break;
-            case Kind::DIGIT: word = true; break;
-            case Kind::LATIN: ++profile.latin; word = true; break;
-            case Kind::OTHER_LETTER: ++profile.other_letters; word = true; break;
-            case Kind::PUNCTUATION: case Kind::SYMBOL: break;
-        }
-        profile.counted += run <= COUNTED_RUN;
-        profile.text += run <= COUNTED_RUN && kind != Kind::SYMBOL;
+        const auto place = static_cast<size_t>(kind);
+        ++characters[place];
+        counted[place] += run <= COUNTED_RUN;
+        const bool word = kind <= LAST_OF_WORDS;
         profile.words += word && !in_word;
         in_word = word;
         profile.digit_groups += numbers.add(c);
@@ -197,6 +203,16 @@ TextProfile profile_text(std::string_view text) {
         profile.utf8_as_latin += sequences.add(byte);
     }
     profile.digit_groups += numbers.add(0);
+    const auto of = [&characters](Kind kind) { return characters[static_cast<size_t>(kind)]; };
+    profile.spaces = of(Kind::SPACE);
+    profile.han = of(Kind::HAN);
+    profile.kana = of(Kind::KANA);
+    profile.hangul = of(Kind::HANGUL);
+    profile.latin = of(Kind::LATIN);
+    profile.other_letters = of(Kind::OTHER_LETTER);
+    profile.characters = std::accumulate(characters, characters + KINDS, int64_t{0});
+    profile.counted = std::accumulate(counted, counted + KINDS, int64_t{0});
+    profile.text = profile.counted - counted[static_cast<size_t>(Kind::SYMBOL)];
     return profile;
 }
 
