@@ -33,7 +33,7 @@ from mindllm_engine.corpus.executors import ExecutorConfig, Stage, run_stages
 from mindllm_engine.corpus.ledger import Ledger
 from mindllm_engine.corpus.near_duplicates import NearDuplicatesConfig, find_duplicates
 from mindllm_engine.corpus.pages.extract import ExtractConfig
-from mindllm_engine.corpus.pages.records import ReadConfig
+from mindllm_engine.corpus.pages.records import SUFFIXES, ReadConfig
 from mindllm_engine.corpus.prepare import expand_path
 from mindllm_engine.corpus.readers import expand_paths
 from mindllm_engine.corpus.report import SourceReport, corpus_report
@@ -122,7 +122,7 @@ def build_corpus(config: BuildConfig) -> Path:
 
     Raises ConfigError for an impossible value, DataError for inputs that are missing.
     """
-    config.executor.validate()
+    validate(config)
     plan = make_plan(config)
     report = plan.folder / "report.html"
 
@@ -137,16 +137,33 @@ def build_corpus(config: BuildConfig) -> Path:
     return report
 
 
-def make_plan(config: BuildConfig) -> Plan:
-    """Find the input files and say what will be made of them."""
+def validate(config: BuildConfig) -> None:
+    """Raises ConfigError for the first impossible value."""
     if not config.sources:
         raise ConfigError("sources is empty; name one source at least")
+    if config.memory_gib <= 0:
+        raise ConfigError(f"memory_gib is {config.memory_gib}; it must be positive")
+    unknown = set(config.low_quality.min_length_of) - set(config.sources)
+    if unknown:
+        raise ConfigError(f"low_quality.min_length_of.{min(unknown)}: there is no such source")
+    config.executor.validate()
+    config.extract.validate()
+    config.format_cleaning.validate()
+    config.low_quality.validate()
+    config.near_duplicates.validate()
+    config.sensitive_words.validate()
+    for name, source in config.sources.items():
+        check_source_name(name)
+        source.read.validate()
+
+
+def make_plan(config: BuildConfig) -> Plan:
+    """Find the input files and say what will be made of them."""
     folder = Path(expand_path(config.dir))
     settings = (VERSION, asdict(config.extract), asdict(config.format_cleaning), asdict(config.low_quality))
     cleaned: list[WorkFile] = []
     for name, source in config.sources.items():
-        check_source_name(name)
-        paths = expand_paths(expand_path(source.path))
+        paths = expand_paths(expand_path(source.path), SUFFIXES)
         for path, output_name in zip(paths, output_names(paths), strict=True):
             state = os.stat(path)
             made_of = (settings, asdict(source.read), name, source.category, state.st_size, state.st_mtime_ns)
@@ -156,7 +173,7 @@ def make_plan(config: BuildConfig) -> Plan:
     duplicates = fingerprint([(file.source, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
     settings_3 = (asdict(config.personal_data), asdict(config.self_repetition))
     lists = [asdict(config.sensitive_words), asdict(config.decontamination)]
-    hashes = [file_hash(path) for path in files_named_in(lists)]
+    hashes = [file_hash(path) for path in files_named_in((settings_3, lists))]
     documents = [
         WorkFile(
             file.number,
@@ -182,7 +199,9 @@ def files_named_in(settings: Any) -> list[str]:
         return [path for value in settings.values() for path in files_named_in(value)]
     if isinstance(settings, list | tuple):
         return [path for value in settings for path in files_named_in(value)]
-    return [settings] if isinstance(settings, str) and os.path.isfile(settings) else []
+    if not isinstance(settings, str) or not os.path.isfile(path := expand_path(settings)):
+        return []
+    return [path]
 
 
 def stages_to_run(plan: Plan, config: BuildConfig) -> list[Stage]:

@@ -68,7 +68,7 @@ def write_raw(folder: Path) -> None:
         with gzip.open(folder / f"zh_{part}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     records = [{"id": f"en{number}", "text": english(number)} for number in range(20)]
-    records[3]["text"] += " Write to someone.real@mailhost.org for more."
+    records[3]["text"] += " Write to someone.real@mailhost.org, not to user@example.com."
     records[4] = {"id": "repeats", "text": "buy this now " * 200}
     lines = [json.dumps(record) for record in records]
     lines[7] = "{not json"
@@ -128,6 +128,7 @@ def test_documents_are_those_that_are_expected(built: Path) -> None:
     assert not dropped & set(found)
     assert sum(key.startswith("pages") for key in found) == 3
     assert "someone.real@mailhost.org" not in found["en3"]["text"]
+    assert "user@example.com" in found["en3"]["text"], "nobody's"
     assert "<|email|>" in found["en3"]["text"]
     assert found["zh0-0"]["lang"] == "zh"
     assert found["en3"]["lang"] == "en"
@@ -205,11 +206,11 @@ def test_a_changed_setting_repeats_what_depends_on_it(built: Path, tmp_path: Pat
     config = config_of(tmp_path / "all")
     assert build(config).returncode == 0
     cleaned = {path: path.stat().st_mtime_ns for path in (corpus / "1_cleaned").rglob("*")}
-    result = build(config, "--personal_data.email", "false")
+    result = build(config, "--personal_data.reserved_addresses", "true")
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in (corpus / "1_cleaned").rglob("*")} == cleaned
     found = {document.get("record_id", document["id"]): document for document in documents(corpus)}
-    assert "someone.real@mailhost.org" in found["en3"]["text"]
+    assert "user@example.com" not in found["en3"]["text"]
 
 
 def test_a_killed_run_goes_on(built: Path, tmp_path: Path) -> None:
