@@ -82,7 +82,7 @@ class Cleaner {
     std::string run() {
         while (at_ < text_.size()) step();
         trim_line();
-        while (!out_.empty() && out_.back() == '\n') out_.pop_back();
+        for (; !out_.empty() && out_.back() == '\n'; ++counts_.blank_lines) out_.pop_back();
         return std::move(out_);
     }
 

@@ -17,7 +17,7 @@ struct CleaningCounts {
     int64_t markup = 0;
     int64_t chinese_spaces = 0;
     int64_t trailing_spaces = 0;
-    int64_t blank_lines = 0;
+    int64_t blank_lines = 0;  // and line breaks at the end
 };
 
 // The cleaned text, of valid UTF-8. Time is linear in the text's length, memory that of the result.
@@ -29,7 +29,7 @@ struct CleaningCounts {
 // - Spaces between two Chinese characters go, punctuation included, but not those that indent a line.
 // - Tags of HTML on one line, <script> and <style> with their content, comments and &nbsp; go; those between fences (```)
 //   and behind a ` stay, since there they are what the text is about.
-// - Spaces and tabs at the ends of lines go, and all but two of a run of blank lines.
+// - Spaces and tabs at the ends of lines go, all but two of a run of blank lines, and breaks at both ends of a text.
 //
 // What comes out is not changed by another pass.
 std::string clean_format(std::string_view text, CleaningCounts& counts);

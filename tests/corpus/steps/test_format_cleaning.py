@@ -137,7 +137,7 @@ PIECES += [
 ]
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 def test_the_one_pass_equals_many(text: str) -> None:
     assert clean(text) == slow_clean(text)
@@ -178,7 +178,7 @@ MARKUP += [
 ]
 
 
-@settings(max_examples=3000)
+@settings(max_examples=1500)
 @given(st.lists(st.sampled_from(PIECES + MARKUP), max_size=30).map("".join))
 def test_a_second_pass_changes_nothing(text: str) -> None:
     once = clean(text)
