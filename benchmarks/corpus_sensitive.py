@@ -2,8 +2,8 @@
 
     python benchmarks/corpus_sensitive.py [--json FILE] [--data DIR] [--megabytes 20] [--repetitions 5]
 
-MB of UTF-8 a CPU second, one core, best of the repetitions (all sides in turns in one process). The text is real, Chinese
-and English in equal parts; the 65,000 words are random ones and words of that text itself, half and half.
+MB of UTF-8 a CPU second, one core, best of the repetitions (all sides in turns in one process). The text is real,
+Chinese and English in equal parts; the 65,000 words are random ones and words of that text itself, half and half.
 """
 
 import argparse
