@@ -44,7 +44,7 @@ from mindllm_engine.corpus.steps.low_quality import LowQuality, LowQualityConfig
 from mindllm_engine.corpus.steps.personal_data import PersonalData, PersonalDataConfig
 from mindllm_engine.corpus.steps.read import ReadCleaned, ReadPages
 from mindllm_engine.corpus.steps.self_repetition import SelfRepetition, SelfRepetitionConfig
-from mindllm_engine.corpus.steps.sensitive_words import SensitiveWords, SensitiveWordsConfig
+from mindllm_engine.corpus.steps.sensitive_words import DEFAULT_VOCABULARY, SensitiveWords, SensitiveWordsConfig
 from mindllm_engine.corpus.steps.step import CorpusStep
 from mindllm_engine.corpus.steps.write import WriteCleaned, WriteDocuments
 from mindllm_engine.corpus.tokenize import check_source_name
@@ -173,7 +173,7 @@ def make_plan(config: BuildConfig) -> Plan:
     duplicates = fingerprint([(file.source, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))
     settings_3 = (asdict(config.personal_data), asdict(config.self_repetition))
     lists = [asdict(config.sensitive_words), asdict(config.decontamination)]
-    hashes = [file_hash(path) for path in files_named_in((settings_3, lists))]
+    hashes = [file_hash(path) for path in [str(DEFAULT_VOCABULARY), *files_named_in((settings_3, lists))]]
     documents = [
         WorkFile(
             file.number,

@@ -60,7 +60,7 @@ class WorkFile:
 
 def fingerprint(*parts: Any) -> str:
     """xxh3_128 of plain data."""
-    return xxhash.xxh3_128_hexdigest(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS))
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
 
 
 def is_up_to_date(file: WorkFile) -> bool:

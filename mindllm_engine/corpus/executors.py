@@ -102,7 +102,7 @@ def run_here(executor: Any, stage: Stage, logs: Path) -> None:
         raise MindLLMError(f"corpus, stage {stage.name}: a task failed; the logs are in {logs}")
 
 
-class QuietLocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+class QuietLocalExecutor(LocalPipelineExecutor):
     """datatrove's, whose tasks write their logs to files alone."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
@@ -144,5 +144,5 @@ def start_ray(workers: int) -> None:
         raise ConfigError("executor.kind ray needs the package ray: install mindllm-engine[ray]") from error
     if ray.is_initialized():
         return
-    options = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -5,7 +5,6 @@ are ours. What counts as an occurrence is in csrc/word_matcher.hpp.
 """
 
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,9 @@ UNNAMED = "unnamed"
 EXCERPT_BEFORE, EXCERPT_AFTER = 100, 400
 # Of the words found, how many the reason names.
 NAMED_WORDS = 8
+
+
+DEFAULT_VOCABULARY = Path(__file__).with_name("sensitive_words.tsv")
 
 
 @dataclass
@@ -62,8 +64,7 @@ def read_vocabulary(paths: list[str]) -> list[SensitiveWord]:
     Raises DataError for a file that is missing or no UTF-8, a line that cannot be read, or no word at all.
     """
     words: dict[str, SensitiveWord] = {}
-    default = files("mindllm_engine.corpus.steps") / "sensitive_words.tsv"
-    for path in [Path(path) for path in paths] or [default]:
+    for path in [Path(path) for path in paths] or [DEFAULT_VOCABULARY]:
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
