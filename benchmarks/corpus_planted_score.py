@@ -7,7 +7,9 @@ Caught is a fault whose document was dropped, and besides
 - personal data: only if the document is there, a special token stands exactly where the data stood, and the rest of the
   document is still there. Each number or address counts for itself.
 
-A clean document is lost if it is not in the corpus, unless a planted copy of it stays in its place.
+A clean document is lost if it is not in the corpus, unless a planted copy of it stays in its place, or it was a copy
+from the beginning: the real text has some (a book's chapters in two sources), which are counted by themselves. A copy
+is what shares most of its successive characters with a document that is there.
 """
 
 import contextlib
@@ -31,7 +33,9 @@ from mindllm_engine.corpus.special_tokens import PERSONAL_DATA_TOKENS
 
 CLEAN_LOST_BAR = 0.01
 _GRAM, _MENDED, _INTACT, _SHORTENED = 5, 0.8, 0.8, 0.2
+_COPY = 0.6  # Jaccard similarity of successive characters by five: one edit in 15 characters or fewer
 _LISTED, _SHOWN = 20, 5  # clean documents in a row; missed ones on the terminal
+DUPLICATES = "near-duplicates: "
 NO_PEER = "no peer: what was planted is known"
 
 Key = tuple[str, str]  # source and id of the input record
@@ -80,7 +84,7 @@ def score(folder: Path, corpus: Path) -> list[dict[str, Any]]:
         for path in sorted((folder / SOURCES).glob("*.jsonl.gz"))
     }
     outputs = read_outputs(corpus, inputs, {(one.source, one.id) for one in planted})
-    return fault_rows(planted, outputs) + clean_rows(planted, inputs, outputs)
+    return fault_rows(planted, outputs) + clean_rows(planted, inputs, outputs, folder)
 
 
 def read_outputs(corpus: Path, inputs: dict[str, list[str]], planted: set[Key]) -> Outputs:
@@ -190,20 +194,48 @@ def grams(text: str) -> set[str]:
 # --- clean documents
 
 
-def clean_rows(planted: list[Planted], inputs: dict[str, list[str]], outputs: Outputs) -> list[dict[str, Any]]:
-    """A row for each source, and one for all."""
+def clean_rows(
+    planted: list[Planted], inputs: dict[str, list[str]], outputs: Outputs, folder: Path
+) -> list[dict[str, Any]]:
+    """A row for each source, and one for all; and one for the copies that the real text itself has."""
     faulty = {(one.source, one.id) for one in planted}
     replaced = {one.copy_of for one in planted if one.copy_of and (one.source, one.id) in outputs.kept}
-    rows, lost_in_all, clean_in_all = [], 0, 0
-    for source, ids in inputs.items():
-        clean = [(source, record_id) for record_id in ids if (source, record_id) not in faulty]
-        lost = [key for key in clean if key not in outputs.kept and key not in replaced]
-        listed = [{"source": source, "id": key[1], "how": outputs.reason(key)} for key in lost[:_LISTED]]
-        by_reason = Counter(map(outputs.reason, lost))
-        rows.append(row(f"clean documents lost: {source}", len(lost), len(clean), CLEAN_LOST_BAR, by_reason, listed))
-        lost_in_all += len(lost)
-        clean_in_all += len(clean)
-    return [*rows, row("clean documents lost: all", lost_in_all, clean_in_all, CLEAN_LOST_BAR, Counter(), [])]
+    clean = {source: [(source, name) for name in ids if (source, name) not in faulty] for source, ids in inputs.items()}
+    gone = [key for keys in clean.values() for key in keys if key not in outputs.kept and key not in replaced]
+    copies = copies_among({key for key in gone if outputs.reason(key).startswith(DUPLICATES)}, folder, outputs.kept)
+    rows = []
+    for source, keys in clean.items():
+        lost = [key for key in gone if key[0] == source and key not in copies]
+        rows.append(lost_row(source, lost, len(keys), outputs))
+    every = sum(map(len, clean.values()))
+    rows.append(row("copies in the real text itself", len(copies), every, None, Counter(), []))
+    lost_in_all = len(gone) - len(copies)
+    return [*rows, row("clean documents lost: all", lost_in_all, every, CLEAN_LOST_BAR, Counter(), [])]
+
+
+def lost_row(source: str, lost: list[Key], clean: int, outputs: Outputs) -> dict[str, Any]:
+    """Of one source."""
+    listed = [{"source": source, "id": key[1], "how": outputs.reason(key)} for key in lost[:_LISTED]]
+    by_reason = Counter(map(outputs.reason, lost))
+    return row(f"clean documents lost: {source}", len(lost), clean, CLEAN_LOST_BAR, by_reason, listed)
+
+
+def copies_among(suspects: set[Key], folder: Path, kept: set[Key]) -> set[Key]:
+    """Those that are copies of a record that was kept: by comparing each with all, in plain Python."""
+    texts: dict[Key, str] = {}
+    for path in sorted((folder / SOURCES).glob("*.jsonl.gz")):
+        source = path.name.removesuffix(".jsonl.gz")
+        texts.update({(source, record["id"]): record["text"] for record in read_lines(path)})
+    wanted = {key: grams(texts[key]) for key in suspects}
+    found: set[Key] = set()
+    for key in kept:
+        size = len(texts[key])
+        open_ones = [one for one in wanted if one not in found and _COPY < size / max(1, len(texts[one])) < 1 / _COPY]
+        if not open_ones:
+            continue
+        theirs = grams(texts[key])
+        found |= {one for one in open_ones if len(theirs & wanted[one]) >= _COPY * len(theirs | wanted[one])}
+    return found
 
 
 # --- rows

@@ -34,6 +34,8 @@ BEFORE, AFTER = 100, 400
 class RepetitionThresholds:
     """Shares above which a text repeats itself too much. 0 leaves a measure out."""
 
+    shortest: int = 0
+    """Shorter texts, in characters, are not measured."""
     duplicate_paragraphs: float = 0.30
     """Of paragraphs that equal an earlier one (Gopher, table A1)."""
     duplicate_paragraph_chars: float = 0.20
@@ -56,9 +58,12 @@ def character_thresholds() -> RepetitionThresholds:
     Duplicate n-grams: in 73 chapters of a textbook in both languages, without their code, n-grams of 5, 6 and 7
     English words and of 9, 10 and 12 Chinese characters have the same share on average; the longer ones follow by 1.6
     characters a word. The most frequent n-gram is a name or a term as a rule, as long in characters as in words: of
-    clean hotel reviews 0.6 % are lost by 2, 3 and 4 characters, 1.4 % by 3, 5 and 6.
+    clean hotel reviews 0.6 % are lost by 2, 3 and 4 characters, 1.4 % by 3, 5 and 6. In texts of fewer characters than
+    a Chinese page has at least, a name that stands twice is a large share: of hotel reviews that short half would go.
     """
-    return RepetitionThresholds(duplicate_n_grams={9: 0.15, 10: 0.14, 12: 0.13, 13: 0.12, 15: 0.11, 16: 0.10})
+    return RepetitionThresholds(
+        shortest=100, duplicate_n_grams={9: 0.15, 10: 0.14, 12: 0.13, 13: 0.12, 15: 0.11, 16: 0.10}
+    )
 
 
 @dataclass
@@ -138,6 +143,8 @@ class SelfRepetition(CorpusStep):
 
 def find_repetition(text: str, thresholds: RepetitionThresholds, factor: float = 1.0) -> Drop | None:
     """The first of the measures, in datatrove's order, that is above its threshold; None where none is."""
+    if len(text) < thresholds.shortest:
+        return None
     repetition = measure_repetition(text, list(thresholds.top_n_grams), list(thresholds.duplicate_n_grams))
     for reason, share, threshold, repeated in measures(repetition, thresholds):
         limit = threshold if factor == 1.0 else min(threshold * factor, LOOSEST)
@@ -180,7 +187,11 @@ def check(config: SelfRepetitionConfig) -> None:
     """Raise ConfigError for an impossible value."""
     for name in ("words", "characters"):
         thresholds: RepetitionThresholds = getattr(config, name)
+        if thresholds.shortest < 0:
+            raise ConfigError(f"self_repetition.{name}.shortest is {thresholds.shortest}; it must not be negative")
         for key, value in vars(thresholds).items():
+            if key == "shortest":
+                continue
             shares = value if isinstance(value, dict) else {1: value}
             if not all(n >= 1 and 0 <= share <= 1 for n, share in shares.items()):
                 raise ConfigError(f"self_repetition.{name}.{key} is {value}; shares lie between 0 and 1, n from 1 on")
