@@ -4,6 +4,7 @@ from one where every fault was caught to one where nothing was done."""
 import difflib
 import gzip
 import ipaddress
+import json
 import random
 import re
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from benchmarks import corpus_planted as planting
 from benchmarks import corpus_planted_faults as faults
 from benchmarks.corpus_planted import FAULTS, Item, Planted
-from benchmarks.corpus_planted_score import every_example_kept, score
+from benchmarks.corpus_planted_score import copies_among, every_example_kept, score
 from mindllm_engine.corpus.corpus_files import FileOutput, WorkFile
 from mindllm_engine.corpus.ledger import EXAMPLES, Drop, Ledger
 
@@ -334,7 +335,9 @@ def test_a_perfect_pipeline_catches_all_and_loses_nothing(
     caught = rows["caught: all planted faults"]
     assert (caught["documents"], caught["of"], caught["ours"]) == (secrets + others, secrets + others, 1.0)
     for name, row in rows.items():
-        if name.startswith("clean"):
+        if name == "copies in the real text itself":
+            assert row["documents"] == 0
+        elif name.startswith("clean"):
             assert (row["documents"], row["ours"], row["holds"]) == (0, 0.0, True)
         else:
             assert row["ours"] == 1.0
@@ -366,11 +369,22 @@ def test_a_pipeline_that_drops_all_loses_all_clean_documents(folder: Path, tmp_p
         elif name.startswith("caught: personal data"):
             assert row["ours"] == 0.0, "dropping the document is not what was asked"
             assert row["cases"][0]["how"] == "document lost: low quality: too short"
-        elif "all" not in name:
+        elif name.startswith("caught") and "all" not in name:
             assert row["ours"] == 1.0
     assert rows["clean documents lost: zh_web"]["how"] == {
         "low quality: too short": rows["clean documents lost: zh_web"]["of"]
     }
+
+
+def test_copies_that_the_text_itself_has_are_no_losses(tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(60))
+    sources = {"a": [("1", text)], "b": [("2", text.replace("word30", "other")), ("3", text[: len(text) // 4])]}
+    (tmp_path / "pretrain").mkdir()
+    for source, records in sources.items():
+        with gzip.open(tmp_path / "pretrain" / f"{source}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"id": name, "text": text}) + "\n" for name, text in records)
+    assert copies_among({("b", "2"), ("b", "3")}, tmp_path, {("a", "1")}) == {("b", "2")}
+    assert copies_among({("b", "2")}, tmp_path, set()) == set()
 
 
 def test_what_may_be_mended_is_judged_by_its_text(

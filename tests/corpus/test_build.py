@@ -39,7 +39,7 @@ def english(seed: int, words: int = 160) -> str:
     while words > 0:
         length = choice.randint(6, 14)
         sentence = " ".join(choice.choice(EN_WORDS) for _ in range(length))
-        sentences.append(f"The {sentence}, and it is so.")
+        sentences.append(f"The {sentence}.")
         words -= length
     return " ".join(sentences)
 
