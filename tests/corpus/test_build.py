@@ -217,15 +217,14 @@ def test_a_killed_run_goes_on(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built / "raw", tmp_path / "raw", copy_function=shutil.copy2)
     config = config_of(tmp_path)
     command = [sys.executable, "tools/build_corpus.py", "--config", str(config), "--executor.workers", "1"]
-    kills = 0
-    for seconds in (3.0, 5.0, 7.0, 9.0):
+    for stage, files in (("1_cleaned", 1), ("1_cleaned", 3), ("documents", 1), ("documents", 4)):
         run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(seconds)
-        if run.poll() is None:
-            kills += 1
-            os.killpg(run.pid, signal.SIGKILL)
+        while run.poll() is None and len(list((tmp_path / "corpus" / stage).rglob("*.ledger.json"))) < files:
+            time.sleep(0.002)
+        assert run.poll() is None, "too late to kill it"
+        os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    assert kills
+        assert not (tmp_path / "corpus" / "report.html").exists()
     assert build(config).returncode == 0
     assert outputs(tmp_path / "corpus") == outputs(built / "corpus")
 
