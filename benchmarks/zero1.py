@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -131,14 +131,13 @@ class Bench:
                     results[engine] = Result(candidate.variant, reason=candidate.reason)
                     if candidate.counts and self.begin(results[engine], task, running):
                         break
-            for turn in range(turns + 1):
+            for _ in range(turns):
                 for engine, ranks in running.items():
-                    result = results[engine]
-                    try:
-                        if result.reason is None:
-                            (take_turn if turn < turns else count)(result, ranks, steps)
-                    except EngineFailed as error:
-                        result.reason = str(error)
+                    attempt(take_turn, results[engine], ranks, steps)
+            while running:  # recordings are large: who has been counted makes room
+                engine, ranks = next(iter(running.items()))
+                attempt(count, results[engine], ranks, steps)
+                running.pop(engine).close(failed=results[engine].reason is not None)
         finally:
             for ranks in running.values():
                 ranks.close()
@@ -156,6 +155,15 @@ class Bench:
             return False
         running[result.variant.engine] = ranks
         return True
+
+
+def attempt(measure: Callable[[Result, Ranks, int], None], result: Result, ranks: Ranks, steps: int) -> None:
+    """Measure an engine that has not failed; one that does is void from here on, with the reason."""
+    try:
+        if result.reason is None:
+            measure(result, ranks, steps)
+    except EngineFailed as error:
+        result.reason = str(error)
 
 
 def take_turn(result: Result, ranks: Ranks, steps: int) -> None:

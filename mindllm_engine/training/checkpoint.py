@@ -96,11 +96,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def begin(checkpoint: Path) -> None:
     """Make the folder in which `checkpoint` is to be written, and remove what killed processes have left."""
-    folder = checkpoint.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(checkpoint.parent)
+    temporary_of(checkpoint).mkdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes have left that were killed while they wrote or deleted a checkpoint."""
     for leftover in folder.glob(".step_*.tmp"):
         shutil.rmtree(leftover)
-    temporary_of(checkpoint).mkdir()
 
 
 def publish(checkpoint: Path, state: CheckpointState) -> None:

@@ -31,6 +31,7 @@ from mindllm_engine.training.checkpoint import (
     first_difference,
     load_state,
     newest_checkpoint,
+    remove_leftovers,
     temporary_of,
     way_out,
 )
@@ -66,6 +67,8 @@ class Checkpointer:
     def __init__(
         self, folder: Path, backend: Backend, world: World, keep: int, keep_every: int, timeout_minutes: float
     ) -> None:
+        if world.is_first:
+            remove_leftovers(folder)  # here too, for a run that was killed at its end and has nothing left to save
         self.folder = folder
         self.backend = backend
         self.world = world

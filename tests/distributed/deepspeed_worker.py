@@ -21,7 +21,6 @@ from tests.models.packing import pack
 
 VOCAB = 97
 STEPS = 50
-MICRO_BATCHES = 4  # in a global batch
 NETWORKS = {
     "mindllm": MindLLMConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=48, n_layers=2, n_heads=2, max_seq_len=32),
     "gpt_neo": GPTNeoConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=64, n_layers=2, n_heads=2, max_seq_len=32),
@@ -40,6 +39,8 @@ class Case:
         refuse: the step that the guard refuses.
         spoil: the step in which a gradient of the last rank is not finite.
         options: `zero_optimization` of a DeepSpeed configuration.
+        ranks: that it runs on.
+        micro_batches: in a global batch; the ranks share them evenly.
     """
 
     network: Literal["mindllm", "gpt_neo"] = "mindllm"
@@ -52,6 +53,8 @@ class Case:
     refuse: int | None = None
     spoil: int | None = None
     options: dict[str, Any] | None = None
+    ranks: int = 2
+    micro_batches: int = 4
 
     def model(self) -> nn.Module:
         return NETWORKS[self.network].build(dtype=self.dtype, seed=1)
@@ -70,25 +73,32 @@ CASES = {
     "skips_bf16": Case(dtype=BF16, stop=12, refuse=3, spoil=6),
     "offload": Case(stop=12, refuse=3, spoil=6, options=OFFLOAD),
     "offload_bf16": Case(dtype=BF16, stop=12, refuse=3, spoil=6, options=OFFLOAD),
-    "alone": Case(stop=8),
+    "mindllm_1": Case(ranks=1),
+    "gpt_neo_1": Case("gpt_neo", ranks=1),
+    "mindllm_3": Case(ranks=3, micro_batches=6),
+    "gpt_neo_3": Case("gpt_neo", ranks=3, micro_batches=6),
+    "mindllm_bf16_3": Case(dtype=BF16, stop=12, ranks=3, micro_batches=6),
+    "mindllm_4": Case(ranks=4),
+    "gpt_neo_4": Case("gpt_neo", ranks=4),
+    "gpt_neo_bf16_4": Case("gpt_neo", dtype=BF16, stop=12, ranks=4),
     # One after the other; the figures are ranks.
     "part_1": Case(stop=8),
-    "part_2": Case(first=8, stop=12, source=("part_1", 2)),
+    "part_2": Case(first=8, stop=12, source=("part_1", 2), ranks=1),
     "part_3": Case(first=12, stop=16, source=("part_2", 1), options=OFFLOAD),
     "bf16_part_1": Case(dtype=BF16, stop=8),
-    "bf16_part_2": Case(dtype=BF16, first=8, stop=12, source=("bf16_part_1", 2), options=OFFLOAD),
+    "bf16_part_2": Case(dtype=BF16, first=8, stop=12, source=("bf16_part_1", 2), options=OFFLOAD, ranks=1),
     "bf16_part_3": Case(dtype=BF16, first=12, stop=16, source=("bf16_part_2", 1)),
 }
 
 
-def global_batch(step: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def global_batch(step: int, micro_batches: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The micro-batches of a step, with very different numbers of tokens and of supervised ones."""
     batches = []
-    for number in range(MICRO_BATCHES):
+    for number in range(micro_batches):
         lengths = [5 + 3 * number, 12 - number, 7]
         tokens, positions, cu_seqlens, _ = pack(lengths, VOCAB, seed=100 * step + number)
         targets = (tokens * 3 + 1) % VOCAB  # something to learn
-        targets[: 6 * ((step + number) % MICRO_BATCHES)] = -100
+        targets[: 6 * ((step + number) % 4)] = -100
         batches.append((tokens, positions, cu_seqlens, targets))
     return batches
 
@@ -100,7 +110,7 @@ def learning_rate(step: int) -> float:
 def train(case: Case, backend: DeepSpeedZero1, model: nn.Module, world: World) -> Iterator[dict[str, Any]]:
     """The loop, as training/loop.py has it."""
     for step in range(case.first, case.stop):
-        batches = global_batch(step)
+        batches = global_batch(step, case.micro_batches)
         batch_tokens = sum(len(tokens) for tokens, *_ in batches)
         own = batches[world.rank :: world.world_size]
         sums = torch.zeros(2, dtype=torch.float64)

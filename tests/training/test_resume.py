@@ -136,6 +136,18 @@ def test_killed_at_a_random_moment_loses_nothing_but_steps(tmp_path: Path, seed:
     assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "nothing half-written stays"
 
 
+def test_what_a_kill_left_at_the_end_goes_when_the_run_is_started_again(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train_here(config)
+    leftover = tmp_path / "run" / "checkpoints" / ".step_00000004.tmp"
+    leftover.mkdir()
+    (leftover / "rank_00000.safetensors").write_bytes(b"half of it")
+    before = losses(tmp_path / "run")
+    train_here(config)  # there is nothing left to do
+    assert not leftover.exists()
+    assert losses(tmp_path / "run") == before
+
+
 def test_saved_config_starts_the_same_run_again(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     train_here(config, "--optim.lr", "1e-3", "--train.steps", "5")
