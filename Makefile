@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test fuzz lint format bench bench-data bench-gpu bench-zero1 clean
+.PHONY: setup demo real-text test fuzz lint format bench bench-corpus bench-data bench-gpu bench-zero1 clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -69,6 +69,10 @@ bench: setup
 bench-data: $(VENV)/.installed-bench
 	for file in token_streams remote_streams; do \
 	  echo "$$file:"; $(BIN)/python benchmarks/$$file.py || status=1; done; exit $${status:-0}
+
+# The corpus pipeline, step by step and as a whole, beside its peers: about 20 minutes on two idle cores.
+bench-corpus: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/corpus.py
 
 # ZeRO-1 beside DeepSpeed, FSDP2 and DDP, on two ranks, then the loop's own work: about eight minutes on two idle cores.
 bench-zero1: $(VENV)/.installed-dev
