@@ -2,7 +2,7 @@
 
     python benchmarks/corpus.py [--json FILE] [--only PART]...
 
-Parts, each a file of its own that also runs alone:
+Parts, each a file of its own:
 
     end_to_end        corpus_end_to_end.py       all text with 5 % planted faults through every step
     extraction        corpus_extraction.py       word F1 of both extractors on marked pages, pages a second
@@ -27,6 +27,7 @@ from typing import Any
 
 import orjson
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import (
@@ -49,7 +50,7 @@ PARTS: dict[str, Callable[[Path, Path], Iterable[dict[str, Any]]]] = {
     "near_duplicates": lambda data, work: corpus_near_duplicates.rows(data),
     "sensitive": lambda data, work: corpus_sensitive.rows(data),
     "repetition": lambda data, work: corpus_repetition.rows(data),
-    "tokenizers": corpus_tokenizers.rows,
+    "tokenizers": lambda data, work: corpus_tokenizers.rows(data / "pretrain", work),
 }
 PACKAGES = (
     "datatrove", "resiliparse", "trafilatura", "fastwarc", "simhash", "pyahocorasick", "ahocorasick_rs", "ftfy",

@@ -1,26 +1,20 @@
 """How fast is a text cleaned and judged, what does it cost of good text, and how much garbled text is caught?
 
-    python benchmarks/corpus_cleaning.py [--json FILE] [--data DIR] [--repetitions 3]
+    python benchmarks/corpus.py --only cleaning
 
 All text of `pretrain/` in DIR, on one core. MB are of UTF-8; of several turns the best is taken. The peer of the format
 step is datatrove's formatter, which runs ftfy over every text. Garbled text is made of that text, Chinese sources only
 (in an English one there is next to nothing to garble), by decoding it wrongly.
 """
 
-import argparse
 import gzip
 import itertools
 import json
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from datatrove.data import Document
 from datatrove.pipeline.formatters import FTFYFormatter
@@ -34,7 +28,6 @@ from mindllm_engine.corpus.steps.mojibake import find_garbled, mend
 Row = dict[str, Any]
 Texts = dict[str, list[str]]
 
-DATA = Path(os.environ.get("MINDLLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 # Of the real text, sources whose documents are no pages: poems, comments, answers, and pages of manuals.
 MIN_LENGTH_OF = {"zh_book": 20, "zh_webtext": 10, "zh_qa": 40, "zh_technology": 5, "zh_math": 30}
 # Half of the documents of zh_academic are English, and some of zh_technology.
@@ -55,7 +48,7 @@ KINDS: dict[str, Callable[[str], str]] = {
 }
 
 
-def rows(data: Path = DATA, repetitions: int = 3) -> list[Row]:
+def rows(data: Path, repetitions: int = 3) -> list[Row]:
     """Speeds, then shares of documents."""
     texts = read(data / "pretrain")
     if not texts:
@@ -219,25 +212,3 @@ def row(
     holds = None if judged is None or bar is None else judged >= bar
     figures = {"ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio, "bar": bar, "holds": holds}
     return {"name": name, "unit": unit, **figures, "reason": reason}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real text")
-    parser.add_argument("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    arguments = parser.parse_args()
-
-    from benchmarks.token_streams import line, machine, versions
-
-    found = rows(arguments.data, arguments.repetitions)
-    for each in found:
-        print(line(each), flush=True)
-    if arguments.json:
-        document = {"machine": machine(), "versions": versions(), "rows": found}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Does the text taken from pages agree with what a person marked, as well as the libraries' own, and what does it cost
 to do it in a child process?
 
-    python benchmarks/corpus_extraction.py [--json FILE] [--data DIR] [--repetitions 3]
+    python benchmarks/corpus.py --only extraction
 
 181 news pages whose articles a person marked (`html/articles.jsonl.gz` of DIR). Word F1 is the mean over pages of the
 harmonic mean of precision and recall of words, as multisets. Sides take turns; of each the best time is taken.
@@ -9,29 +9,22 @@ What the child process costs is told in processor time of both processes, since 
 for its child waits for others as well.
 """
 
-import argparse
 import gzip
 import json
-import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 Row = dict[str, Any]
 Extract = Callable[[str], str]
 
-DATA = Path(os.environ.get("MINDLLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _WORD = re.compile(r"\w+")
 
 
-def rows(data: Path = DATA, repetitions: int = 3) -> list[Row]:
+def rows(data: Path, repetitions: int = 3) -> list[Row]:
     """F1, pages a second, and microseconds a page that the child process costs, for both extractors."""
     path = data / "html" / "articles.jsonl.gz"
     if not path.is_file():
@@ -162,25 +155,3 @@ def row(
     holds = None if ratio is None or bar is None else ratio >= bar
     figures = {"ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio, "bar": bar, "holds": holds}
     return {"name": name, "unit": unit, **figures, "reason": reason}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real text")
-    parser.add_argument("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    arguments = parser.parse_args()
-
-    from benchmarks.token_streams import line, machine, versions
-
-    found = rows(arguments.data, arguments.repetitions)
-    for each in found:
-        print(line(each), flush=True)
-    if arguments.json:
-        document = {"machine": machine(), "versions": versions(), "rows": found}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Near-duplicates: how fast are they found, how many of planted ones, how many falsely, and in how much memory?
 
-    python benchmarks/corpus_near_duplicates.py [--json FILE] [--data ../shared/data] [--scale 1]
+    python benchmarks/corpus.py --only near_duplicates
 
 Peers are the package `simhash` (its index of k = 3, on the same shingles) and datatrove's MinHash (signatures and
 buckets, as many hashes). Each side has one thread. Speeds are by the processor's time of the best of several turns, so
@@ -8,26 +8,19 @@ that other work on the machine takes little from either side; waiting for the di
 text or a peer its rows have none.
 """
 
-import argparse
 import gzip
 import json
-import platform
 import random
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xxhash
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.process_memory import forget_peak, in_fresh_process, peak_bytes, resident_bytes
 from mindllm_engine.corpus.near_duplicates import (
@@ -41,7 +34,6 @@ Row = dict[str, Any]
 Text = tuple[str, str]  # language, text
 Method = Literal["simhash", "minhash"]
 
-ROOT = Path(__file__).parent.parent
 METHODS: tuple[Method, ...] = ("simhash", "minhash")
 EDIT_RATES = (0.01, 0.03, 0.05, 0.10)
 SIMHASH_BAR, MINHASH_BAR, MEMORY_BAR = 50, 1, 2 << 30
@@ -300,37 +292,3 @@ def rows(data: Path, scale: float = 1.0) -> Iterator[Row]:
                 own.mkdir()
                 yield from planted_rows(kind, some[: 2 * few], own)
         yield from million_rows(zh, en, int(MILLION * scale), folder)
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "numpy": np.__version__}
-    for package in ("simhash", "datatrove"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data", help="folder of the real text")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiply the numbers of documents by this")
-    arguments = parser.parse_args()
-    document: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "versions": versions()}
-    document["rows"] = []
-    for each in rows(arguments.data, arguments.scale):
-        figures = ", ".join(
-            f"{key} {each[key]:.4g}" for key in ("ours", "peer", "ratio", "bar") if each[key] is not None
-        )
-        verdict = {True: "holds", False: "MISSED", None: ""}[each["holds"]]
-        print(f"{each['name']} [{each['unit']}]: {figures} {verdict} {each['reason'] or ''}", flush=True)
-        document["rows"].append(each)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

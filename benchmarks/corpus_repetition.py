@@ -1,25 +1,18 @@
 """Is the self-repetition filter faster than datatrove's, with the same verdicts, and how fast is decontamination?
 
-    python benchmarks/corpus_repetition.py [--data DIR] [--json FILE]
+    python benchmarks/corpus.py --only repetition
 
 One process, on real text (`MINDLLM_DATA`, ../shared/data by default). datatrove is given our words (csrc/words.hpp)
 instead of those of spaCy, whose rules in Python would cost it more. Seconds are of the processor's time, the least of
 several turns, in which ours and the peer alternate.
 """
 
-import argparse
 import gzip
-import json
-import os
-import platform
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import orjson
 from datatrove.data import Document
@@ -176,24 +169,3 @@ def recall_rows(data: Path, step: Decontamination, files: list[EvaluationFile]) 
 def rows(data: Path, turns: int = 3) -> list[dict[str, Any]]:
     """All rows; `data` is the folder with pretrain/ and eval/."""
     return [*filter_rows(data, turns), *step_rows(data, turns)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("MINDLLM_DATA", Path(__file__).parent.parent.parent / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=default, help="folder of real text")
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    arguments = parser.parse_args()
-    document = {"machine": platform.machine(), "versions": {"python": platform.python_version()}, "rows": []}
-    document["rows"] = rows(Path(arguments.data))
-    for found in document["rows"]:
-        figures = [f"{key} {found[key]:.4g}" for key in ("ours", "peer", "ratio", "bar") if found[key] is not None]
-        verdict = {True: "holds", False: "MISSED", None: ""}[found["holds"]]
-        print(f"{found['name']}\n    {'  '.join(figures)} {found['unit']}  {verdict}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,18 @@
 """Do the searches for sensitive words and personal data keep up with the rest of the corpus pipeline?
 
-    python benchmarks/corpus_sensitive.py [--json FILE] [--data DIR] [--megabytes 20] [--repetitions 5]
+    python benchmarks/corpus.py --only sensitive
 
 MB of UTF-8 a CPU second, one core, best of the repetitions (all sides in turns in one process). The text is real,
 Chinese and English in equal parts; the 65,000 words are random ones and words of that text itself, half and half.
 """
 
-import argparse
-import json
-import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.token_streams import line, machine, versions
 from mindllm_engine import _native
 from mindllm_engine.corpus.readers import read_texts
 from mindllm_engine.corpus.special_tokens import PERSONAL_DATA_TOKENS
@@ -152,29 +144,3 @@ def rows(data: Path, megabytes: float = 20.0, repetitions: int = 5) -> list[Row]
     """`data`: the folder of real text, with `pretrain/<lang>_<category>.jsonl.gz` in it."""
     texts = real_texts(data / "pretrain", megabytes)
     return [*word_rows(texts, repetitions), *personal_data_rows(texts, repetitions)]
-
-
-def main() -> int:
-    default = os.environ.get("MINDLLM_DATA", Path(__file__).parents[2] / "shared" / "data")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    parser.add_argument("--data", type=Path, default=Path(default), help="folder of real text (default: $MINDLLM_DATA)")
-    parser.add_argument("--megabytes", type=float, default=20.0, help="how much of it to read (default 20)")
-    parser.add_argument("--repetitions", type=int, default=5, help="turns of each side (default 5)")
-    arguments = parser.parse_args()
-    if not (arguments.data / "pretrain").is_dir():
-        parser.error(f"no real text in {arguments.data}: see --data")
-    document = {
-        "machine": machine(),
-        "versions": versions(),
-        "rows": rows(arguments.data, arguments.megabytes, arguments.repetitions),
-    }
-    for made in document["rows"]:
-        print(line(made), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

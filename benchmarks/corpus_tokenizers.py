@@ -1,29 +1,20 @@
 """How much text does a token hold, and what does extending a tokenizer by Chinese pieces cost and change?
 
-    python benchmarks/corpus_tokenizers.py [--data ../shared/data/pretrain] [--json FILE]
+    python benchmarks/corpus.py --only tokenizers
 
 Characters a token are of documents that no tokenizer was trained on, beside byte-level BPE made as GPT-2's was, which
 loses nothing of a text either, and joins digits. (SentencePiece as it comes drops line breaks and double spaces, so its
 tokens seem to hold more.) Bases to extend are trained on the English text here. Takes some five minutes on two cores.
 """
 
-import argparse
-import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import tokenizers
 
 from benchmarks.process_memory import forget_peak, in_fresh_process, peak_bytes, resident_bytes
-from benchmarks.token_streams import line, machine, versions
 from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
 from mindllm_engine.corpus.chinese_pieces import chinese_runs
 from mindllm_engine.corpus.extend_tokenizer import extend_tokenizer
@@ -137,23 +128,3 @@ def _extend(data: Path, base: Path, extended: Path) -> tuple[float, int]:
     begin = time.perf_counter()
     extend_tokenizer(base, texts, NEW_PIECES, extended)
     return time.perf_counter() - begin, peak_bytes() - before
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/pretrain"))
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    arguments = parser.parse_args()
-    found = []
-    with tempfile.TemporaryDirectory(prefix="corpus_tokenizers_") as work:
-        for measured in rows(arguments.data, Path(work)):
-            print(line(measured), flush=True)
-            found.append(measured)
-    if arguments.json:
-        document = {"machine": machine(), "versions": versions(), "rows": found}
-        arguments.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,11 +12,11 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import GopherRepetitionFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
-from datatrove.utils.word_tokenizers import WordTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindllm_engine._native import measure_repetition, shorten_repetition, split_words
 
+from benchmarks.corpus_repetition import OurWords
 from mindllm_engine.corpus.steps.self_repetition import RepetitionThresholds, find_repetition
 from tests.corpus import words_oracle
 
@@ -34,19 +34,6 @@ DATATROVE_REASONS = {
     **{f"top {n}-gram": f"top_{n}_gram" for n in TOP},
     **{f"duplicate {n}-grams": f"duplicated_{n}_n_grams" for n in DUPLICATE},
 }
-
-
-class OurWords(WordTokenizer):
-    """spaCy's words need a package and lists of its own: datatrove is given ours."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        return split_words(text)
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
 
 
 @given(st.text(words_oracle.ALPHABET, max_size=60))
