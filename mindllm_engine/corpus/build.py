@@ -31,7 +31,7 @@ from mindllm_engine.corpus.corpus_files import (
 )
 from mindllm_engine.corpus.executors import ExecutorConfig, Stage, run_stages
 from mindllm_engine.corpus.ledger import Ledger
-from mindllm_engine.corpus.near_duplicates import NearDuplicatesConfig, find_duplicates
+from mindllm_engine.corpus.near_duplicates import NearDuplicatesConfig, find_duplicates, signature_settings
 from mindllm_engine.corpus.pages.extract import ExtractConfig
 from mindllm_engine.corpus.pages.records import SUFFIXES, ReadConfig
 from mindllm_engine.corpus.prepare import expand_path
@@ -167,7 +167,7 @@ def make_plan(config: BuildConfig) -> Plan:
         for path, output_name in zip(paths, output_names(paths), strict=True):
             state = os.stat(path)
             made_of = (settings, asdict(source.read), name, source.category, state.st_size, state.st_mtime_ns)
-            signed = (config.near_duplicates.method, asdict(config.near_duplicates))
+            signed = signature_settings(config.near_duplicates)
             output = str(folder / CLEANED / name / output_name)
             cleaned.append(WorkFile(len(cleaned), name, path, output, fingerprint(made_of, signed)))
     duplicates = fingerprint([(file.source, file.fingerprint) for file in cleaned], asdict(config.near_duplicates))

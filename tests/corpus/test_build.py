@@ -213,6 +213,16 @@ def test_a_changed_setting_repeats_what_depends_on_it(built: Path, tmp_path: Pat
     assert "user@example.com" not in found["en3"]["text"]
 
 
+def test_another_distance_needs_no_new_signatures(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "all", copy_function=shutil.copy2)
+    config, cleaned = config_of(tmp_path / "all"), tmp_path / "all" / "corpus" / "1_cleaned"
+    assert build(config).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in cleaned.rglob("*")}
+    result = build(config, "--near_duplicates.distance", "2")
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in cleaned.rglob("*")} == before
+
+
 def test_a_killed_run_goes_on(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built / "raw", tmp_path / "raw", copy_function=shutil.copy2)
     config = config_of(tmp_path)

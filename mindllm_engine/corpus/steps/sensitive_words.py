@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from mindllm_engine import _native
 from mindllm_engine.corpus.ledger import Drop
+from mindllm_engine.corpus.prepare import expand_path
 from mindllm_engine.corpus.steps.step import CorpusStep
 from mindllm_engine.errors import ConfigError, DataError
 
@@ -32,8 +33,8 @@ class SensitiveWordsConfig:
 
     vocabulary: list[str] = field(default_factory=list)
     """Files in UTF-8 with a word a line; optionally a weight (1 by default) and a category, set off by tabs. Lines that
-    begin with "# " are comments. Empty: the small list that ships with the engine, of advertisements for gambling,
-    pornography and fraud in Chinese and English."""
+    begin with "# " are comments. `~` and environment variables are expanded. Empty: the small list that ships with the
+    engine, of advertisements for gambling, pornography and fraud in Chinese and English."""
     occurrences: float = 5
     """Sum of the weights of all occurrences. A word or two in passing is no advertisement."""
     distinct: int = 3
@@ -64,7 +65,7 @@ def read_vocabulary(paths: list[str]) -> list[SensitiveWord]:
     Raises DataError for a file that is missing or no UTF-8, a line that cannot be read, or no word at all.
     """
     words: dict[str, SensitiveWord] = {}
-    for path in [Path(path) for path in paths] or [DEFAULT_VOCABULARY]:
+    for path in [Path(expand_path(path)) for path in paths] or [DEFAULT_VOCABULARY]:
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
