@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
 from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
+from mindllm_engine.corpus.special_tokens import EMAIL
 from mindllm_engine.corpus.tokenize import TokenizedSource, check_source_name, tokenize_source
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
 from mindllm_engine.data.atomic_files import exclusive_lock
-from mindllm_engine.errors import ConfigError
+from mindllm_engine.errors import ConfigError, DataError
 
 DEFAULT_DATA_DIR = "../shared/data"
 """What ${MINDLLM_DATA} stands for where it is not set."""
@@ -53,6 +54,9 @@ class CorpusConfig:
     bytes of memory for each."""
     holdout: float
     """Share of the documents to keep from training for validation, from 0 to below 1."""
+    tokenizer_special_tokens: bool = False
+    """Give a tokenizer that is trained here the special tokens of personal data and of chats (docs/tokenizers.md), as
+    text from tools/build_corpus.py and tuning want them."""
     text_field: str = "text"
     """The field or column of a record that holds its text."""
     on_bad_record: OnBadRecord = "skip"
@@ -162,12 +166,21 @@ def _write_sample_if_absent(sources: dict[str, SourceText], seed: int) -> None:
 
 
 def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
-    found = Tokenizer(path).vocab_size
+    tokenizer = Tokenizer(path)
+    found = tokenizer.vocab_size
     if found != config.tokenizer_vocab_size:
         raise ConfigError(
             f"{path}: has {found} ids, but corpus.tokenizer_vocab_size is {config.tokenizer_vocab_size}; set it to "
             f"{found}, or choose another corpus.dir"
         )
+    if config.tokenizer_special_tokens:
+        try:
+            tokenizer.special_id(EMAIL)
+        except DataError as error:
+            raise ConfigError(
+                f"{path}: was trained without corpus.tokenizer_special_tokens; set that to false, or choose another "
+                "corpus.dir"
+            ) from error
 
 
 def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
@@ -177,7 +190,7 @@ def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
     ]
     _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
     sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
-    train_tokenizer(sample, config.tokenizer_vocab_size, path)
+    train_tokenizer(sample, config.tokenizer_vocab_size, path, config.tokenizer_special_tokens)
 
 
 def _tokenize(name: str, source: SourceText, tokenizer: Tokenizer, config: CorpusConfig) -> TokenizedSource:

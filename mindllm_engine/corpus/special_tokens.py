@@ -1,4 +1,5 @@
-"""The special tokens of the corpus and of chats, which every tokenizer trained here keeps whole.
+"""The special tokens of the corpus and of chats, which tokenizers that are trained with `special_tokens` have: the
+first five are found in text and kept whole, those of chats are never read from text.
 
 `steps/personal_data.py` writes the first five in place of what it removes; tuning puts the turns of a chat between the
 others. A text that holds one of them from the beginning is not changed.

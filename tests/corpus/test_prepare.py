@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,14 @@ def test_impossible_configs_are_refused(config: CorpusConfig, tmp_path: Path) ->
     prepare_corpus(config)
     assert "has 500 ids, but corpus.tokenizer_vocab_size is 600" in refused(tokenizer_vocab_size=600)
     assert "was made with holdout 0.1, but 0.2 is asked for" in refused(holdout=0.2)
+    assert "was trained without corpus.tokenizer_special_tokens" in refused(tokenizer_special_tokens=True)
+
+
+def test_a_tokenizer_with_special_tokens(config: CorpusConfig) -> None:
+    prepared = prepare_corpus(replace(config, tokenizer_special_tokens=True))
+    tokenizer = Tokenizer(prepared.tokenizer)
+    assert len(tokenizer.encode("<|email|>")) == 1
+    assert tokenizer.special_id("<|user|>") not in tokenizer.encode("<|user|>")
 
 
 def test_expand_path(monkeypatch: pytest.MonkeyPatch) -> None:
