@@ -79,10 +79,8 @@ class Extractor:
         is_page = record.kind == "html"
         data, charset = record.data, record.charset
         if isinstance(data, str):
-            data, charset = (
-                b"\xef\xbb\xbf" + data.encode(),
-                None,
-            )  # the mark says that it is UTF-8, whatever it declares
+            # The mark says that it is UTF-8, whatever the page declares.
+            data, charset = b"\xef\xbb\xbf" + data.encode(), None
         if len(data) > (config.page_bytes if is_page else config.book_bytes):
             return Drop(TOO_LARGE, f"{len(data)} bytes")
         seconds = config.page_seconds if is_page else config.book_seconds
