@@ -18,14 +18,24 @@ set -euo pipefail
 : "${SLURM_JOB_ID:?start it with sbatch}"
 [ $# -gt 0 ] || { echo "error: give the options of tools/pretrain.py, at least --config FILE" >&2; exit 2; }
 
-leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # serves the rendezvous
-export LEADER=$leader:$((20000 + SLURM_JOB_ID % 10000))             # a port of this job's own
+leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # this node, which serves the rendezvous
+port=$((20000 + SLURM_JOB_ID % 10000))                              # of this job's own
+export LEADER=$leader:$port
 
 # If the network for gradients is not the one that the nodes' names lead to, name its interface, and
 # where InfiniBand adapters are not all for this purpose, those that are:
 #   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5_0,mlx5_1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # ranks set their own; silences advice
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} # a C++ stack for every name not found or connection lost
+
+# The rendezvous outlives every torchrun: served by one of them, it would go with the first that is done, under the
+# feet of those that still take their leave of each other. It ends with this script.
+python -c "
+import signal
+from torch.distributed import TCPStore
+store = TCPStore('0.0.0.0', $port, is_master=True, wait_for_workers=False)
+signal.pause()" &
+trap "kill $! 2>/dev/null" EXIT
 
 # On each node. USR1 asks the workers, not torchrun, which would give them 30 seconds and fail. torchrun and they are
 # started with the signal ignored, as srun may send it to all of them; a worker listens once it trains.
@@ -39,7 +49,7 @@ on_each_node='
     --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-backend c10d \
     --rdzv-endpoint "$LEADER" \
-    --rdzv-conf "is_host=$((SLURM_NODEID == 0)),join_timeout=600" \
+    --rdzv-conf "is_host=0,join_timeout=600,read_timeout=120" \
     tools/pretrain.py "$@" &
   torchrun=$!
   trap "pkill -TERM --parent $torchrun" USR1
