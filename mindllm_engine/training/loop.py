@@ -35,12 +35,16 @@ from mindllm_engine.training.setup import (
     refuse_different_data,
     select_implementations,
 )
+from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.stopping import StopSignal, TimeLimit
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
 
 
-def pretrain(config: RunConfig) -> None:
+def pretrain(config: RunConfig, stage: Stage | None = None) -> None:
     """Train from the beginning or from the newest checkpoint in the run folder, to the last step or a stop.
+
+    Args:
+        stage: what is done in another way than in pre-training.
 
     Raises:
         MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
@@ -56,7 +60,7 @@ def pretrain(config: RunConfig) -> None:
         watched = watchdog.watching(config.distributed.timeout_minutes)
         with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
             refuse_different_data(data, world)
-            run = build_run(config, data, checkpoint, world)
+            run = build_run(config, data, checkpoint, world, stage or Stage())
             train(run, stop, started, collection)
     finally:
         if run is not None:
@@ -142,12 +146,10 @@ def train_step(run: Run) -> StepTotals:
         watchdog.mark("forward")
         batch = batch.to(run.world.device)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
-        token_losses = run.model(
-            batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / batch_tokens
-        )  # (T,)
-        losses.add(batch, token_losses)
+        scored = run.stage.losses(run.model, batch, grad_scale=1 / batch_tokens)
+        losses.add(scored)
         watchdog.mark("backward")
-        run.backend.backward(token_losses.sum() / batch_tokens, last=number == grad_accum_steps)
+        run.backend.backward(scored.values.sum() / batch_tokens, last=number == grad_accum_steps)
         watchdog.mark("data")
     rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
     watchdog.mark("update")
@@ -205,7 +207,7 @@ def refuse_broken_weights(run: Run) -> None:
 
 def report_heldout(run: Run) -> None:
     """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them."""
-    by_source = heldout_losses(run.model, run.heldout, len(run.data.sources), run.world.device)
+    by_source = heldout_losses(run.stage, run.model, run.heldout, len(run.data.sources), run.world.device)
     if run.metrics is None or run.progress is None:
         return
     record: dict[str, Any] = {

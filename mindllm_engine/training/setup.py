@@ -17,7 +17,7 @@ from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.cache_folder import CacheFolder
-from mindllm_engine.data.loader import Batch, Loader, heldout_batches
+from mindllm_engine.data.loader import Batch, Loader
 from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
@@ -40,6 +40,7 @@ from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
+from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.throughput import peak_flops
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
 
@@ -84,6 +85,7 @@ class Run:
     backend: Backend
     checkpointer: Checkpointer
     guard: StepGuard
+    stage: Stage
     step: int
     next_sample: int
     peak_flops: float | None
@@ -282,16 +284,15 @@ def refuse_different_data(data: Data, world: World) -> None:
         )
 
 
-def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
+def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World, stage: Stage) -> Run:
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
     torch.manual_seed(config.run.seed + world.rank)  # torch draws a seed of its own else; a checkpoint replaces it
     dtype = DTYPES[config.train.precision]
     model = build_model(config, dtype, world, resumed=checkpoint is not None)
-    loader = Loader(
-        data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
-    )
+    stage.prepare_model(model, config)
+    loader = stage.open_loader(config, data, world)
     apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
-    backend = build_backend(config, model, loader, world)
+    backend = build_backend(config, model, loader, world, stage)
     apply_layer_options(model, config.train.activation_checkpointing, config.train.compile)
     checkpointer = build_checkpointer(config, backend, world)
     state = checkpointer.load(checkpoint, config.model) if checkpoint else None
@@ -304,11 +305,12 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         world=world,
         data=data,
         loader=loader,
-        heldout=share_of_heldout(config, data, world),
+        heldout=stage.heldout_batches(config, data, world),
         model=model,
         backend=backend,
         checkpointer=checkpointer,
         guard=guard,
+        stage=stage,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
@@ -324,16 +326,14 @@ def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bo
     return initial_weights(Path(config.run.init_from), config.model, config.run.seed, world.device).to(dtype)
 
 
-def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World) -> Backend:
+def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World, stage: Stage) -> Backend:
     """What keeps the replicas equal and updates them: DeepSpeed, or ours, laid out by the course of one step over real
     samples."""
     wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire
     if config.distributed.backend == "deepspeed":
         return DeepSpeedZero1(model, world, config.optim, config.distributed, DTYPES[wire])
     batch = loader.read(np.arange(config.train.micro_batch_size)).to(world.device)
-    order = record_execution_order(
-        model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
-    )
+    order = record_execution_order(model, lambda: stage.losses(model, batch, grad_scale=None).values.sum())
     return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
 
 
@@ -347,17 +347,6 @@ def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Che
         config.train.keep_every,
         config.distributed.timeout_minutes,
     )
-
-
-def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:
-    """Every `world_size`-th held-out batch, which this rank evaluates."""
-    batches: list[Batch] = []
-    for source_id, file in enumerate(data.heldout):
-        if file is not None and file.tokens > 1:
-            file.verify_ids(config.model.selected.vocab_size)
-            limit = config.train.eval_tokens or file.tokens
-            batches += heldout_batches(file, source_id, config.data.seq_len, config.train.micro_batch_size, limit)
-    return batches[world.rank :: world.world_size]
 
 
 def open_run_folder(config: RunConfig, data: Data, world: World) -> None:

@@ -1,0 +1,139 @@
+"""Reads instruction data: JSON lines, plain, gzipped or zstandard, one record a line, in any of the shapes in use.
+
+    {"instruction": ..., "input": ..., "output": ...}     Alpaca, MingLi; instruction or input may be missing or empty
+    {"messages": [{"role": "user", "content": ...}, ...]}  chats; ShareGPT's conversations/from/value alike
+
+A record that cannot be learnt from comes as `BadRecord` with its file and line; nothing is dropped in silence.
+"""
+
+import gzip
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from mindllm_engine.corpus.chat_template import ROLES, Message, Role
+from mindllm_engine.errors import DataError
+
+# Names in use for the roles.
+_ROLES: dict[str, Role] = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "bot": "assistant"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A chat whose last message is an answer.
+
+    Attributes:
+        where: file and line, for messages about it: `alpaca_zh.jsonl.gz:12`.
+        messages: at least one of the user and, last, one of the assistant.
+        id, lang: where the record says so.
+    """
+
+    where: str
+    messages: tuple[Message, ...]
+    id: str | None = None
+    lang: str | None = None
+
+    @property
+    def response(self) -> str:
+        """The last answer."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A line that cannot be learnt from, and why: `alpaca_zh.jsonl.gz:12`, `empty response`."""
+
+    where: str
+    reason: str
+
+
+def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
+    """The records of a file in their order.
+
+    Raises:
+        DataError: the file is missing or damaged. A bad line is no error here: it comes as `BadRecord`.
+    """
+    for where, content in read_json_lines(path):
+        try:
+            yield Record(where, messages_of(content), _text(content, "id"), _text(content, "lang"))
+        except ValueError as error:
+            yield BadRecord(where, str(error))
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, what the line holds) of a file of JSON lines; a line that is no JSON comes as None. Blank lines
+    are passed over. Raises DataError if the file is missing or damaged."""
+    path = Path(path)
+    number = 0
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        content = orjson.loads(line)
+                    except orjson.JSONDecodeError:
+                        content = None
+                    yield f"{path.name}:{number}", content
+    except (OSError, EOFError) as error:
+        after = f" after line {number}" if number else ""
+        raise DataError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def messages_of(content: Any) -> tuple[Message, ...]:
+    """The chat in a record's JSON. Raises ValueError with the reason where there is nothing to learn from."""
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    chat = content.get("messages", content.get("conversations"))
+    messages = _chat(chat) if chat is not None else _instruction(content)
+    for message in messages:
+        if not message.content.strip() and message.role != "system":
+            what = {"user": "instruction", "assistant": "response"}[message.role]
+            raise ValueError(f"empty {what}" if not message.content else f"{what} of only whitespace")
+    if messages[-1].role != "assistant":
+        raise ValueError("the last message is not the assistant's")
+    if messages[0].role == "assistant":
+        raise ValueError("the first message is the assistant's")
+    return messages
+
+
+def _instruction(content: dict[str, Any]) -> tuple[Message, ...]:
+    for key in ("instruction", "input", "output"):
+        if not isinstance(content.get(key, ""), str | None):
+            raise ValueError(f"{key} is no text")
+    if "output" not in content or not ("instruction" in content or "input" in content):
+        raise ValueError(f"neither instruction, input and output nor messages, but {', '.join(content) or 'nothing'}")
+    asked = [part for part in (content.get("instruction"), content.get("input")) if part]
+    return (Message("user", "\n".join(asked)), Message("assistant", content["output"] or ""))
+
+
+def _chat(chat: Any) -> tuple[Message, ...]:
+    if not isinstance(chat, list) or not chat:
+        raise ValueError("messages is no list, or an empty one")
+    messages = []
+    for entry in chat:
+        if not isinstance(entry, dict):
+            raise ValueError("a message is no JSON object")
+        role, text = entry.get("role", entry.get("from")), entry.get("content", entry.get("value"))
+        if role not in _ROLES or not isinstance(text, str):
+            raise ValueError(f"a message of role {role!r} must be of {', '.join(_ROLES)} and have a text")
+        messages.append(Message(_ROLES[role], text))
+    return tuple(messages)
+
+
+def _text(content: dict[str, Any], key: str) -> str | None:
+    value = content.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.open(path, "rb"))
+    return path.open("rb")
