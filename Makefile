@@ -35,13 +35,13 @@ setup: $(VENV)/.installed
 demo: setup
 	$(BIN)/python tools/prepare_corpus.py --config configs/demo.yaml
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/demo.yaml
-	$(BIN)/python tools/report_run.py --run runs/demo
+	$(BIN)/python tools/report.py runs/demo
 
 # The 14 real sources under $MINDLLM_DATA (see configs/real_text.yaml): about 45 minutes on two cores.
 real-text: setup
 	$(BIN)/python tools/prepare_corpus.py --config configs/real_text.yaml
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/real_text.yaml
-	$(BIN)/python tools/report_run.py --run runs/real_text
+	$(BIN)/python tools/report.py runs/real_text
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

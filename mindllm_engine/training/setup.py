@@ -38,6 +38,7 @@ from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.environment import record_environment
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
 from mindllm_engine.training.stage import Stage
@@ -361,6 +362,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / CONFIG_FILE, config_to_yaml(config).encode())
+            record_environment(folder, world)
             if data.tokenizer is not None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
         except (OSError, DataError) as error:
