@@ -124,7 +124,7 @@ def heldout(rows: Sequence[ReportRow]) -> str:
         words = "".join(f"<td>{shown(text)}</td>" for text in texts[:2])
         body.append(f"<tr{kind}>{words}{''.join(map(number_cell, texts[2:]))}</tr>")
     note = (
-        "<p class=note>Loss in nats a token; bpb, and all columns after it, in bits per byte. unigram, bigram: models of "
+        "<p class=note>Loss in nats a token; bpb, and all columns after it, in bits per byte. unigram, bigram: of "
         "all training tokens; own bigram: of that source alone.</p>"
     )
     return table([title for title, _, _ in COLUMNS], body, numbers=len(COLUMNS) - 2) + note
