@@ -38,8 +38,8 @@ def all_sums(largest: int) -> Iterator[Sum]:
 
 
 def write_arithmetic(folder: Path, largest: int, holdout: float, questions: int, seed: int) -> dict[str, int]:
-    """Write `train.jsonl` (instruction and output, for tuning) and, as tasks, `seen.jsonl` and `heldout.jsonl` of at most
-    `questions` sums each, drawn with `seed`.
+    """Write `train.jsonl` (instruction and output, for tuning) and, as questions of tasks, `seen.jsonl` and
+    `heldout.jsonl` of at most `questions` sums each, drawn with `seed`.
 
     A sum is held out by the hash of its question.
 
