@@ -12,6 +12,7 @@ from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.heldout_table import COLUMNS, ReportRow, cells, to_markdown
 from mindllm_engine.evaluation.report_plots import losses_picture, speed_picture
+from mindllm_engine.evaluation.report_scores import evaluation_tables
 from mindllm_engine.evaluation.run_facts import RunFacts, read_run
 from mindllm_engine.html_page import html_page, image, number_cell, shown, table
 
@@ -105,6 +106,7 @@ def run_section(run: RunFacts, alone: bool) -> Iterator[str]:
         yield f"<p class=note>{shown(run.note)}</p>"
     if run.rows:
         yield heldout(run.rows)
+    yield from evaluation_tables(run.evaluations, run.network)
     if run.continuations:
         yield "<h3>Samples</h3>" + "\n".join(
             f"<p><b>{shown(prompt)}</b> {shown(text)}</p>" for prompt, text in run.continuations.items()

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindllm_engine.command_line import parse_arguments, read_yaml
+from mindllm_engine.command_line import parse_arguments
 from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, Message, load_template
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.errors import DataError, MindLLMError
 from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.evaluation.heldout_table import ReportRow, make_rows
+from mindllm_engine.evaluation.report_scores import read_evaluations
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.training.config import RunConfig
@@ -51,6 +52,7 @@ class RunFacts:
         rows: the table of held-out losses; empty where the run has none.
         note: why the table is empty or lacks the baselines; "" where nothing is missing.
         continuations: what the newest weights say after each prompt.
+        evaluations: folder -> what tools/evaluate.py left there.
     """
 
     folder: str
@@ -66,6 +68,7 @@ class RunFacts:
     rows: list[ReportRow]
     note: str
     continuations: dict[str, str]
+    evaluations: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -102,6 +105,7 @@ def read_run(folder: Path, prompts: list[str]) -> RunFacts:
         rows=rows,
         note=note,
         continuations=continue_prompts(folder, model, prompts, config.run.seed),
+        evaluations=read_evaluations(folder),
     )
 
 
@@ -155,8 +159,3 @@ def continuation(folder: Path, model: MindLLM | GPTNeo, tokenizer: TextTokenizer
             break
         new.append(token)
     return new
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run as plain data. Raises ConfigError."""
-    return read_yaml(folder / CONFIG_FILE)
