@@ -30,7 +30,9 @@ def make_report(folders: Sequence[Path], prompts: list[str], out: Path | None) -
         raise ConfigError("report: name one run folder at least")
     if out is None and len(folders) > 1:
         raise ConfigError("report: several runs need a place for their page; give --out FILE.html")
-    runs = [read_run(folder, prompts) for folder in folders]
+    short = [folder.resolve().name for folder in folders]
+    names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    runs = [read_run(folder, name, prompts) for folder, name in zip(folders, names, strict=True)]
     page = out if out is not None else folders[0] / PAGE_FILE
     try:
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class RunFacts:
     """One run.
 
     Attributes:
+        name: for plots and tables.
         configs: file name -> text of config.yaml and, of a tuned run, tuning.yaml.
         records: of metrics.jsonl.
         rows: the table of held-out losses; empty where the run has none.
@@ -55,6 +56,7 @@ class RunFacts:
         evaluations: folder -> what tools/evaluate.py left there.
     """
 
+    name: str
     folder: str
     network: str
     parameters: int
@@ -70,13 +72,8 @@ class RunFacts:
     continuations: dict[str, str]
     evaluations: dict[str, dict[str, Any]]
 
-    @property
-    def name(self) -> str:
-        """Short, for plots and tables."""
-        return Path(self.folder).name
 
-
-def read_run(folder: Path, prompts: list[str]) -> RunFacts:
+def read_run(folder: Path, name: str, prompts: list[str]) -> RunFacts:
     """Read a run folder, score the baselines on its data where that is at hand, and let the network continue prompts.
 
     Raises:
@@ -92,6 +89,7 @@ def read_run(folder: Path, prompts: list[str]) -> RunFacts:
     rows, note = heldout_rows(config, records)
     files = [folder / name for name in (CONFIG_FILE, TUNING_FILE)]
     return RunFacts(
+        name=name,
         folder=str(folder),
         network=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
