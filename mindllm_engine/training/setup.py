@@ -299,7 +299,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     guard = StepGuard(config.faults.sigma, world.device)
     guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
-    open_run_folder(config, data, world)
+    open_run_folder(config, data, world, stage)
     return Run(
         config=config,
         world=world,
@@ -349,7 +349,7 @@ def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Che
     )
 
 
-def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
+def open_run_folder(config: RunConfig, data: Data, world: World, stage: Stage) -> None:
     """Write the resolved configuration and the tokenizer on rank 0, so that the folder explains and restarts itself.
 
     Raises:
@@ -363,6 +363,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
             write_atomically(folder / CONFIG_FILE, config_to_yaml(config).encode())
             if data.tokenizer is not None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
+            stage.write_run_files(folder)
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
     raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")

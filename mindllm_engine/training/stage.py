@@ -3,6 +3,7 @@ tuning are `Stage` as it stands (tuning's token files carry masks of what is sup
 override a part."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -52,6 +53,9 @@ class Stage:
                 limit = config.train.eval_tokens or file.tokens
                 batches += heldout_batches(file, source_id, config.data.seq_len, config.train.micro_batch_size, limit)
         return batches[world.rank :: world.world_size]
+
+    def write_run_files(self, folder: Path) -> None:
+        """Write, on rank 0, what else tells of the run beside config.yaml. Raises DataError."""
 
     def losses(self, model: MindLLM | GPTNeo, batch: Batch, grad_scale: float | None) -> Losses:
         """Score a micro-batch. `grad_scale` promises what the upstream gradient of every value will be (None: no

@@ -1,0 +1,98 @@
+"""Tuning: records to token files with masks, and the one training loop over them.
+
+The run folder is that of any run, config.yaml included, so that all tools read it. Beside it lie `tuning.yaml`, which
+starts the same tuning again, and `chat_template.json`.
+"""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+from mindllm_engine.command_line import config_to_yaml
+from mindllm_engine.corpus.chat_template import ChatTemplate
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
+from mindllm_engine.corpus.prepare import expand_path
+from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.distributed.process_group import environment_world
+from mindllm_engine.errors import ConfigError
+from mindllm_engine.training.checkpoint import load_state, newest_checkpoint
+from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.loop import pretrain
+from mindllm_engine.training.setup import check_before_data
+from mindllm_engine.training.stage import Stage
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, model_config
+from mindllm_engine.tuning.config import TuneConfig
+from mindllm_engine.tuning.supervised import prepare_records
+
+TUNING_FILE = "tuning.yaml"
+
+
+class TuningStage(Stage):
+    """Next-token prediction on what the masks of the data leave, and a run folder that tells of the tuning."""
+
+    def __init__(self, config: TuneConfig, template: ChatTemplate) -> None:
+        self.config = config
+        self.template = template
+
+    def write_run_files(self, folder: Path) -> None:
+        """See `Stage.write_run_files`."""
+        write_atomically(folder / TUNING_FILE, config_to_yaml(self.config).encode())
+        self.template.save(folder)
+
+
+def tune(config: TuneConfig) -> None:
+    """Tune from `run.init_from`, or go on from the newest checkpoint in the run folder.
+
+    Raises:
+        MindLLMError: the configuration, the records, a checkpoint or the machine does not allow it.
+    """
+    world = environment_world()
+    config, tokenizer = resolve(config)
+    run_config = run_config_of(config, tokenizer)
+    check_before_data(run_config, world.world_size)
+    template = ChatTemplate(config.tuning.template, tokenizer)
+    prepared = {name: prepare_records(name, config, template) for name in config.tuning.records}
+    run_config.data.sources = {name: files.train for name, files in prepared.items()}
+    run_config.data.heldout = {name: files.heldout for name, files in prepared.items() if files.heldout is not None}
+    if world.is_first:
+        for name, files in prepared.items():
+            for line in files.report.lines(name):
+                print(f"tuning: {line}", file=sys.stderr, flush=True)
+    pretrain(run_config, TuningStage(config, template))
+
+
+def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:
+    """The configuration with its network, and the tokenizer: by default those of the checkpoint that the run starts
+    from, which is its own newest if it has one.
+
+    Raises:
+        MindLLMError: there is no such checkpoint, or the tokenizer does not belong to it.
+    """
+    config.validate_tuning()
+    checkpoint = newest_checkpoint(Path(config.run.dir) / "checkpoints")
+    if checkpoint is None:
+        if config.run.init_from is None:
+            raise ConfigError("run.init_from: missing; a tuning starts from the weights of a run folder or checkpoint")
+        checkpoint = find_checkpoint(Path(config.run.init_from))
+    state = load_state(checkpoint)
+    tokenizer = open_tokenizer(expand_path(config.tuning.tokenizer or str(checkpoint.parents[1] / TOKENIZER_FILE)))
+    if tokenizer.hash != state.tokenizer_hash:
+        raise ConfigError(
+            f"tuning.tokenizer: {tokenizer.model_path} ({tokenizer.hash}) does not belong to {checkpoint}, which was "
+            f"trained with {state.tokenizer_hash}; give the tokenizer of that run"
+        )
+    if config.model.mindllm is None and config.model.gpt_neo is None:
+        config = replace(config, model=model_config(state.model))
+    return config, tokenizer
+
+
+def run_config_of(config: TuneConfig, tokenizer: TextTokenizer) -> RunConfig:
+    """The run that the tuning is, with places kept for its sources, whose files may have to be made first."""
+    values = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    data = replace(
+        config.data,
+        packing="best_fit",
+        tokenizer=str(tokenizer.model_path),
+        sources={name: name for name in config.tuning.records},
+    )
+    return RunConfig(**{**values, "data": data})
