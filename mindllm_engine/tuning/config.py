@@ -1,5 +1,6 @@
 """The configuration of a tuning: a run's, and the records that it learns from. The one schema of `tools/tune.py`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,7 @@ from mindllm_engine.corpus.chat_template import TemplateConfig
 from mindllm_engine.corpus.tokenize import check_source_name
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
+from mindllm_engine.models.lora import LoraConfig
 from mindllm_engine.training.config import RunConfig
 
 
@@ -19,6 +21,24 @@ class RecordsConfig:
     environment variables such as ${MINDLLM_DATA} are expanded."""
     lang: str = ""
     """The language, such as zh or en, for plans that mix by language."""
+
+
+@dataclass
+class DpoConfig:
+    """Direct preference optimisation (arXiv 2305.18290)."""
+
+    beta: float = 0.1
+    """How dearly the network pays for leaving the reference: rewards are beta times differences of log-probabilities
+    (nats)."""
+    label_smoothing: float = 0.0
+    """The share of pairs taken to be the wrong way round (conservative DPO); from 0 to below 0.5."""
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the first impossible value."""
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"tuning.dpo.beta: {self.beta} must be above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"tuning.dpo.label_smoothing: {self.label_smoothing} must lie in [0, 0.5)")
 
 
 @dataclass
@@ -42,6 +62,10 @@ class TuningConfig:
     """Of records with more than data.seq_len + 1 tokens: `drop` leaves them out, `cut` shortens the end of the longest
     question (or system message), never an answer: one cut short would teach to stop amid a sentence, or never. Either
     is counted and reported; a record whose answers alone are too long is dropped in any case."""
+    lora: LoraConfig | None = None
+    """Train low-rank additions alone (LoRA); empty to train all weights."""
+    dpo: DpoConfig | None = None
+    """Learn which of two answers is preferred (DPO) from records of pairs; empty to learn answers."""
     tokenizer: str | None = None
     """The tokenizer's file; by default that of the run that `run.init_from` lies in. It must be the one that the
     network was trained with."""
@@ -55,6 +79,10 @@ class TuningConfig:
         if not 0 <= self.heldout < 1:
             raise ConfigError(f"tuning.heldout: {self.heldout} is a share, from 0 to below 1")
         self.template.validate()
+        if self.lora is not None:
+            self.lora.validate()
+        if self.dpo is not None:
+            self.dpo.validate()
 
 
 @dataclass(kw_only=True)

@@ -8,36 +8,22 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.chat_template import ChatTemplate
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.prepare import expand_path
-from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.training.checkpoint import load_state, newest_checkpoint
+from mindllm_engine.training.checkpoint import load_state, newest_checkpoint, step_of
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
 from mindllm_engine.training.setup import check_before_data
-from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, model_config
 from mindllm_engine.tuning.config import TuneConfig
+from mindllm_engine.tuning.merging import merge_run
+from mindllm_engine.tuning.preference_stage import PreferenceStage
+from mindllm_engine.tuning.preferences import prepare_pairs
 from mindllm_engine.tuning.supervised import prepare_records
-
-TUNING_FILE = "tuning.yaml"
-
-
-class TuningStage(Stage):
-    """Next-token prediction on what the masks of the data leave, and a run folder that tells of the tuning."""
-
-    def __init__(self, config: TuneConfig, template: ChatTemplate) -> None:
-        self.config = config
-        self.template = template
-
-    def write_run_files(self, folder: Path) -> None:
-        """See `Stage.write_run_files`."""
-        write_atomically(folder / TUNING_FILE, config_to_yaml(self.config).encode())
-        self.template.save(folder)
+from mindllm_engine.tuning.tuning_stage import TuningStage
 
 
 def tune(config: TuneConfig) -> None:
@@ -51,14 +37,25 @@ def tune(config: TuneConfig) -> None:
     run_config = run_config_of(config, tokenizer)
     check_before_data(run_config, world.world_size)
     template = ChatTemplate(config.tuning.template, tokenizer)
-    prepared = {name: prepare_records(name, config, template) for name in config.tuning.records}
+    prepare = prepare_records if config.tuning.dpo is None else prepare_pairs
+    prepared = {name: prepare(name, config, template) for name in config.tuning.records}
     run_config.data.sources = {name: files.train for name, files in prepared.items()}
     run_config.data.heldout = {name: files.heldout for name, files in prepared.items() if files.heldout is not None}
     if world.is_first:
         for name, files in prepared.items():
             for line in files.report.lines(name):
                 print(f"tuning: {line}", file=sys.stderr, flush=True)
-    pretrain(run_config, TuningStage(config, template))
+    stage = TuningStage(config, template) if config.tuning.dpo is None else PreferenceStage(config, template)
+    pretrain(run_config, stage)
+    run = Path(config.run.dir)
+    if config.tuning.lora is not None and world.is_first and is_finished(run, config.train.steps):
+        print(f"tuning: {merge_run(run)}", file=sys.stderr, flush=True)
+
+
+def is_finished(run: Path, steps: int) -> bool:
+    """Whether a run has done its last step."""
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    return checkpoint is not None and step_of(checkpoint) == steps
 
 
 def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:
