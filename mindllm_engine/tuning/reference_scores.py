@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -130,5 +131,5 @@ def read_scores(path: Path) -> ReferenceScores:
     try:
         with np.load(path, allow_pickle=False) as content:
             return ReferenceScores(content["keys"], content["log_probs"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it to compute it again") from error

@@ -1,4 +1,4 @@
-"""Tuning with LoRA by the command: what checkpoints hold, resuming, ranks, merging, and peft's reading of the adapter."""
+"""Tuning with LoRA by the command: what checkpoints hold, resuming, ranks, merging, and peft's use of the adapter."""
 
 import json
 from pathlib import Path
