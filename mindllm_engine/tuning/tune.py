@@ -5,7 +5,7 @@ starts the same tuning again, and `chat_template.json`.
 """
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mindllm_engine.command_line import config_to_yaml
@@ -23,6 +23,7 @@ from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, model_config
 from mindllm_engine.tuning.config import TuneConfig
 from mindllm_engine.tuning.supervised import prepare_records
+from mindllm_engine.tuning.token_documents import RecordsReport
 
 TUNING_FILE = "tuning.yaml"
 
@@ -46,19 +47,40 @@ def tune(config: TuneConfig) -> None:
     Raises:
         MindLLMError: the configuration, the records, a checkpoint or the machine does not allow it.
     """
-    world = environment_world()
-    config, tokenizer = resolve(config)
-    run_config = run_config_of(config, tokenizer)
-    check_before_data(run_config, world.world_size)
-    template = ChatTemplate(config.tuning.template, tokenizer)
-    prepared = {name: prepare_records(name, config, template) for name in config.tuning.records}
-    run_config.data.sources = {name: files.train for name, files in prepared.items()}
-    run_config.data.heldout = {name: files.heldout for name, files in prepared.items() if files.heldout is not None}
-    if world.is_first:
-        for name, files in prepared.items():
-            for line in files.report.lines(name):
+    prepared = prepare(config)
+    if environment_world().is_first:
+        for name, report in prepared.reports.items():
+            for line in report.lines(name):
                 print(f"tuning: {line}", file=sys.stderr, flush=True)
-    pretrain(run_config, TuningStage(config, template))
+    pretrain(prepared.run, TuningStage(prepared.config, prepared.template))
+
+
+@dataclass(frozen=True)
+class PreparedTuning:
+    """A tuning whose token files are there.
+
+    Attributes:
+        run: what it is to the training loop.
+        config: with the network filled in.
+        reports: what became of the records of each source.
+    """
+
+    run: RunConfig
+    config: TuneConfig
+    template: ChatTemplate
+    reports: dict[str, RecordsReport]
+
+
+def prepare(config: TuneConfig) -> PreparedTuning:
+    """Check a tuning, and make its token files unless they are there. Raises MindLLMError as `tune` does."""
+    config, tokenizer = resolve(config)
+    run = run_config_of(config, tokenizer)
+    check_before_data(run, environment_world().world_size)
+    template = ChatTemplate(config.tuning.template, tokenizer)
+    files = {name: prepare_records(name, config, template) for name in config.tuning.records}
+    run.data.sources = {name: made.train for name, made in files.items()}
+    run.data.heldout = {name: made.heldout for name, made in files.items() if made.heldout is not None}
+    return PreparedTuning(run, config, template, {name: made.report for name, made in files.items()})
 
 
 def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:
