@@ -41,7 +41,7 @@ def tuning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     base = base_run(folder / "base", request.param)
     # Answers of very different lengths, so that means of means would show.
-    records = sums(59, 3) + [
+    records = sums(60, 3) + [
         {"instruction": "Count.", "output": "1 and 2 and 3 and 4 and 5 and 6 and 7"[: 1 + number % 37]}
         for number in range(40)
     ]

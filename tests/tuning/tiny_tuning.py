@@ -1,6 +1,7 @@
 """A tuning small enough for tests: a tokenizer with chat symbols trained on the spot, a base run of a few steps, and
 records of sums in both languages."""
 
+import gzip
 import json
 import random
 import subprocess
@@ -90,6 +91,17 @@ def base_run(folder: Path, network: str = "mindllm", steps: int = 4, special_tok
     path.write_text(yaml.safe_dump(config))
     pretrain(parse_arguments(RunConfig, "", ["--config", str(path)]))
     return folder / "run"
+
+
+def two_sources(folder: Path) -> dict[str, dict[str, str]]:
+    """A plain and a gzipped file of records in `folder`, as `tuning.records` names them."""
+    write_records(folder / "en.jsonl", sums(120, 1))
+    zh = write_records(folder / "zh.jsonl", sums(80, 2, "zh"))
+    (folder / "zh.jsonl.gz").write_bytes(gzip.compress(zh.read_bytes()))
+    return {
+        "sums_en": {"path": str(folder / "en.jsonl"), "lang": "en"},
+        "sums_zh": {"path": str(folder / "zh.jsonl.gz"), "lang": "zh"},
+    }
 
 
 def write_tuning(folder: Path, base: Path, records: dict[str, Any], **overrides: Any) -> Path:
