@@ -118,7 +118,7 @@ def test_a_step_is_the_mean_over_the_learnt_tokens_of_the_global_batch(tuning: P
     loss.backward()
     grad_norm = torch.stack([leaf.grad.square().sum() for leaf in leaves if leaf.grad is not None]).sum().sqrt()
     samples = read_tuning(tuning).train.global_batch_size
-    for micro_batch, ranks in ((1, 1), (samples, 1), (samples // 2, 2), (1, 2)):
+    for micro_batch, ranks in ((1, 1), (samples, 1), (1, 2)):
         run = tmp_path / f"{micro_batch}x{ranks}"
         options = ["--train.micro_batch_size", str(micro_batch), "--run.dir", str(run)]
         if ranks == 1:
