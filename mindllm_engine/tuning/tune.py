@@ -5,7 +5,7 @@ starts the same tuning again, and `chat_template.json`.
 """
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mindllm_engine.corpus.chat_template import ChatTemplate
@@ -23,6 +23,7 @@ from mindllm_engine.tuning.merging import merge_run
 from mindllm_engine.tuning.preference_stage import PreferenceStage
 from mindllm_engine.tuning.preferences import prepare_pairs
 from mindllm_engine.tuning.supervised import prepare_records
+from mindllm_engine.tuning.token_documents import RecordsReport
 from mindllm_engine.tuning.tuning_stage import TuningStage
 
 
@@ -32,23 +33,15 @@ def tune(config: TuneConfig) -> None:
     Raises:
         MindLLMError: the configuration, the records, a checkpoint or the machine does not allow it.
     """
-    world = environment_world()
-    config, tokenizer = resolve(config)
-    run_config = run_config_of(config, tokenizer)
-    check_before_data(run_config, world.world_size)
-    template = ChatTemplate(config.tuning.template, tokenizer)
-    prepare = prepare_records if config.tuning.dpo is None else prepare_pairs
-    prepared = {name: prepare(name, config, template) for name in config.tuning.records}
-    run_config.data.sources = {name: files.train for name, files in prepared.items()}
-    run_config.data.heldout = {name: files.heldout for name, files in prepared.items() if files.heldout is not None}
-    if world.is_first:
-        for name, files in prepared.items():
-            for line in files.report.lines(name):
+    prepared = prepare(config)
+    if environment_world().is_first:
+        for name, report in prepared.reports.items():
+            for line in report.lines(name):
                 print(f"tuning: {line}", file=sys.stderr, flush=True)
-    stage = TuningStage(config, template) if config.tuning.dpo is None else PreferenceStage(config, template)
-    pretrain(run_config, stage)
+    stage = TuningStage if config.tuning.dpo is None else PreferenceStage
+    pretrain(prepared.run, stage(prepared.config, prepared.template))
     run = Path(config.run.dir)
-    if config.tuning.lora is not None and world.is_first and is_finished(run, config.train.steps):
+    if config.tuning.lora is not None and environment_world().is_first and is_finished(run, config.train.steps):
         print(f"tuning: {merge_run(run)}", file=sys.stderr, flush=True)
 
 
@@ -56,6 +49,35 @@ def is_finished(run: Path, steps: int) -> bool:
     """Whether a run has done its last step."""
     checkpoint = newest_checkpoint(run / "checkpoints")
     return checkpoint is not None and step_of(checkpoint) == steps
+
+
+@dataclass(frozen=True)
+class PreparedTuning:
+    """A tuning whose token files are there.
+
+    Attributes:
+        run: what it is to the training loop.
+        config: with the network filled in.
+        reports: what became of the records of each source.
+    """
+
+    run: RunConfig
+    config: TuneConfig
+    template: ChatTemplate
+    reports: dict[str, RecordsReport]
+
+
+def prepare(config: TuneConfig) -> PreparedTuning:
+    """Check a tuning, and make its token files unless they are there. Raises MindLLMError as `tune` does."""
+    config, tokenizer = resolve(config)
+    run = run_config_of(config, tokenizer)
+    check_before_data(run, environment_world().world_size)
+    template = ChatTemplate(config.tuning.template, tokenizer)
+    prepare_source = prepare_records if config.tuning.dpo is None else prepare_pairs
+    files = {name: prepare_source(name, config, template) for name in config.tuning.records}
+    run.data.sources = {name: made.train for name, made in files.items()}
+    run.data.heldout = {name: made.heldout for name, made in files.items() if made.heldout is not None}
+    return PreparedTuning(run, config, template, {name: made.report for name, made in files.items()})
 
 
 def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:

@@ -101,7 +101,8 @@ def test_every_target_and_border_is_that_of_the_files(
             samples = range(first + 3 * number, first + 3 * number + 3)
             assert_batch(batch, [expected(loader, files, sample) for sample in samples])
             again = loader.read(np.array(samples))
-            assert torch.equal(again.targets, batch.targets) and torch.equal(again.cu_seqlens, batch.cu_seqlens)
+            assert torch.equal(again.targets, batch.targets)
+            assert torch.equal(again.cu_seqlens, batch.cu_seqlens)
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "contiguous"])
@@ -110,7 +111,8 @@ def test_a_mask_of_ones_changes_nothing(tmp_path: Path, packing: Packing) -> Non
     plain = write(tmp_path / "a", lengths, None)
     (tmp_path / "masked").mkdir()
     masked = write(tmp_path / "masked" / "a", lengths, np.full(sum(lengths), SUPERVISED, np.uint8))
-    assert plain.mask is None and masked.mask is not None
+    assert plain.mask is None
+    assert masked.mask is not None
     assert Path(f"{plain.prefix}.bin").read_bytes() == Path(f"{masked.prefix}.bin").read_bytes()
     assert not Path(f"{plain.prefix}.mask").exists()
     loaders = [loader_of([file], packing) for file in (plain, masked)]
