@@ -1,7 +1,9 @@
 """DPO: records of pairs, its loss against the formula in fp64 and TRL's trainer, and whole tunings by the command."""
 
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,21 @@ import pytest
 import torch
 
 from mindllm_engine.corpus.chat_template import ChatTemplate, Message, TemplateConfig
+from mindllm_engine.data.loader import IGNORED, pack
 from mindllm_engine.data.loss_mask import NEW_SEQUENCE, SUPERVISED
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
+from mindllm_engine.models.gpt_neo import from_hf_state_dict, to_hf_state_dict
 from mindllm_engine.training.weights import load_model
 from mindllm_engine.tuning import reference_scores as scores_module
-from mindllm_engine.tuning.preference_stage import dpo_losses
-from mindllm_engine.tuning.preferences import Pair, read_pairs
+from mindllm_engine.tuning.config import DpoConfig
+from mindllm_engine.tuning.preference_stage import PreferenceStage, dpo_losses, with_pairs
+from mindllm_engine.tuning.preferences import Pair, document_of, read_pairs
 from mindllm_engine.tuning.records import BadRecord
+from mindllm_engine.tuning.reference_scores import sequence_key
+from mindllm_engine.tuning.token_documents import Document
+from tests.models.test_gpt_neo import CONFIG as NEO
+from tests.models.test_gpt_neo import peer
 from tests.training.tiny_run import records as metrics
 from tests.tuning import tiny_tuning
 from tests.tuning.tiny_tuning import base_run, launch, make_tokenizer, sums, tune_here, write_records, write_tuning
@@ -251,16 +260,16 @@ def test_resumes_bit_for_bit_and_needs_no_reference_but_its_file(tuning: Path, m
     assert all(torch.equal(value, expected[name]) for name, value in load_model(stopped, CPU)[0].named_parameters())
 
 
-def test_dpo_with_lora(tmp_path: Path, base: Path) -> None:
+def test_dpo_with_lora(tmp_path: Path, base: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = dpo_config(tmp_path, base, tuning__lora={"rank": 4}, optim__lr=1e-2, train__steps=8)
-    done = launch("tune.py", "--config", str(config))
-    assert done.returncode == 0, done.stderr
+    tune_here(config)
     heldout = [record for record in metrics(tmp_path / "run") if "heldout_loss" in record]
     assert heldout[0]["heldout_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert heldout[-1]["heldout_loss"] < math.log(2) - 0.05
     assert (tmp_path / "run" / "merged" / "checkpoints").is_dir()
-    assert "nats a pair" in done.stderr
-    assert "margin" in done.stderr
+    told = capfd.readouterr().err
+    assert "nats a pair" in told
+    assert "margin" in told
 
 
 def test_another_reference_has_another_file(tuning: Path, base: Path) -> None:
@@ -286,9 +295,6 @@ def test_refuses_impossible_values(tuning: Path, option: str, value: str) -> Non
 
 
 def test_only_the_last_answer_is_learnt(tmp_path: Path) -> None:
-    from mindllm_engine.tuning.preferences import document_of
-    from mindllm_engine.tuning.token_documents import Document
-
     template = ChatTemplate(TemplateConfig(), make_tokenizer(tmp_path / "t.model"))
     chat = (Message("user", "1 and 1"), Message("assistant", "The sum is 2"), Message("user", "2 and 2"))
     document = document_of(Pair("p:1", chat, "4", "no sum"), template, 1000)
@@ -303,3 +309,80 @@ def test_only_the_last_answer_is_learnt(tmp_path: Path) -> None:
         assert not (mask[: len(prompt)] & SUPERVISED).any()
         assert (mask[len(prompt) :] & SUPERVISED).all()
         assert ids.tolist() == template.render((*chat, Message("assistant", answer))).ids.tolist()
+
+
+def test_losses_and_gradients_are_those_of_trl(tmp_path: Path) -> None:
+    """TRL's trainer on transformers' GPT-Neo of the same weights, with the same reference and token ids. (TRL 1.16 has
+    no label smoothing in this loss; its "robust" is another.)"""
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig as TrlConfig
+    from trl import DPOTrainer
+
+    policy, reference = peer(0), peer(1)
+    ours, our_reference = NEO.build(seed=0), NEO.build(seed=0)
+    from_hf_state_dict(ours, policy.state_dict())
+    from_hf_state_dict(our_reference, reference.state_dict())
+    words = {f"w{number}": number for number in range(60)} | {"<pad>": 60, "</s>": 61, "<unk>": 62}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), pad_token="<pad>", eos_token="</s>"
+    )
+    args = TrlConfig(
+        output_dir=str(tmp_path), beta=0.3, loss_type="sigmoid", use_cpu=True, report_to=[], bf16=False,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    dataset = Dataset.from_list([{"prompt": "w1 w2", "chosen": " w3", "rejected": " w4"}])
+    trainer = DPOTrainer(policy, reference, args, train_dataset=dataset, processing_class=tokenizer)
+    generator = torch.Generator().manual_seed(3)
+    lengths = ((5, 9, 6), (7, 4, 12), (3, 8, 8))  # prompt, chosen, rejected
+    prompts = [torch.randint(0, 60, (n,), generator=generator) for n, _, _ in lengths]
+    answers = [[torch.randint(0, 60, (n,), generator=generator) for n in (c, r)] for _, c, r in lengths]
+    rows = [(p, a[side]) for side in (0, 1) for p, a in zip(prompts, answers, strict=True)]
+    width = max(len(p) + len(a) for p, a in rows)
+    padded = torch.full((len(rows), width), 60)
+    attention, completion = torch.zeros_like(padded), torch.zeros_like(padded)
+    for row, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        padded[row, :end] = torch.cat((prompt, answer))
+        attention[row, :end] = 1
+        completion[row, len(prompt) : end] = 1
+    inputs = {"input_ids": padded, "attention_mask": attention, "completion_mask": completion}
+    their_loss = trainer._compute_loss(trainer.model, inputs, return_outputs=False)
+    their_loss.backward()
+
+    # Ours: pair by pair, chosen and rejected one after the other, in one pack.
+    samples, counted = [], []
+    for prompt, (chosen, rejected) in zip(prompts, answers, strict=True):
+        ids = torch.cat((prompt, chosen, prompt, rejected)).numpy()
+        border = len(prompt) + len(chosen)
+        learnt = np.zeros(len(ids), bool)
+        learnt[len(prompt) : border] = learnt[border + len(prompt) :] = True
+        samples.append((np.append(ids, 0), np.array([border, len(ids)])))
+        counted.append(np.append(learnt[1:], False))
+    batch = pack(samples, np.zeros(len(samples), np.int64))
+    batch.targets[torch.from_numpy(~np.concatenate(counted))] = IGNORED
+    scores = np.zeros((len(samples), 2))
+    with torch.no_grad():
+        nats = our_reference(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)
+    for number, (begin, end) in enumerate(itertools.pairwise(batch.cu_seqlens.tolist())):
+        scores.flat[number] = -nats[begin:end].sum()
+    keys = [
+        sequence_key(batch.tokens[begin : end - 1].numpy(), batch.targets[begin : end - 1].numpy() != IGNORED)
+        for begin, end in itertools.pairwise(batch.cu_seqlens.tolist())
+    ]
+    order = np.argsort(np.array(keys, np.uint64))
+    known = scores_module.ReferenceScores(np.array(keys, np.uint64)[order], scores.flatten()[order])
+    stage = PreferenceStage(SimpleNamespace(tuning=SimpleNamespace(dpo=DpoConfig(beta=0.3))), None)
+    loss = stage.losses(ours, with_pairs(batch, known), None).values.mean()
+    assert loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(parameter.grad)  # the name mapping then gives the gradients under transformers' names
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in to_hf_state_dict(ours).items():
+        assert (gradient - expected[name]).abs().max() < 1e-5 * largest, name
