@@ -25,7 +25,7 @@ class SourceLosses:
         values = torch.stack((losses.values.detach().double(), losses.counted.double()), dim=1)  # (n, 2)
         self.sums.index_add_(0, losses.source_ids, values)
         for place, name in enumerate(self.names):
-            self.extras[place] += losses.extras[name].detach().double()[losses.counted].sum()
+            self.extras[place] += losses.extras[name].detach().double().mul(losses.counted).sum()
 
     def totals(self) -> Tensor:
         """(2,) fp64: the sum of losses in nats and the supervised tokens so far, of all sources, on this rank."""
