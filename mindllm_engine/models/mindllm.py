@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import deepnorm_residual
 from mindllm_engine.kernels.rotary import rotary, rotary_table
-from mindllm_engine.models.initialization import count_parameters, normal_, xavier_normal_
+from mindllm_engine.models.initialization import count_parameters, matrix_flops, normal_, xavier_normal_
 from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.lora import AdaptableLayer
 
 
 @dataclass
@@ -170,14 +172,16 @@ class MindLLM(nn.Module):
         """Operations of a token's forward and backward: `6 N + 12 L D S` (PaLM, arXiv 2204.02311, appendix B).
 
         N are the parameters of matrices that multiply every token: all layers, and the embedding once, as the
-        projection. L layers, D hidden_size, S `seq_len`; the causal mask is not taken off.
+        projection; those that are frozen count 4 times. L layers, D hidden_size, S `seq_len`; the causal mask is not
+        taken off.
         """
-        matrices = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
-        return 6 * matrices + 12 * self.config.n_layers * self.config.hidden_size * seq_len
+        return matrix_flops(self) + 12 * self.config.n_layers * self.config.hidden_size * seq_len
 
 
-class MindLLMLayer(nn.Module):
+class MindLLMLayer(AdaptableLayer):
     """One attention and one feed-forward residual. Matrices are (out, in); packed ones hold their parts in order."""
+
+    linear_parts: ClassVar[dict[str, int]] = {"qkv": 3, "attention_out": 1, "gate_up": 2, "ffn_out": 1}
 
     def __init__(
         self, config: MindLLMConfig, index: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -219,13 +223,13 @@ class MindLLMLayer(nn.Module):
     ) -> Tensor:
         """(T, hidden) to (T, hidden); the arguments are those of `MindLLM.forward`."""
         config = self.config
-        qkv = F.linear(x, self.qkv).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
+        qkv = self.linear("qkv", x).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
         q, k, v = rotary(qkv, positions, table)
         if cache is not None:
             k, v = cache.append(self.index, k, v)
         heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k)  # (T, heads, head_dim)
-        branch = F.linear(heads.flatten(1), self.attention_out)
+        branch = self.linear("attention_out", heads.flatten(1))
         x = deepnorm_residual(x, branch, self.attention_norm, config.deepnorm_alpha, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
-        branch = F.linear(geglu(F.linear(x, self.gate_up), overwrite=True), self.ffn_out)
+        branch = self.linear("ffn_out", geglu(self.linear("gate_up", x), overwrite=True))
         return deepnorm_residual(x, branch, self.ffn_norm, config.deepnorm_alpha, config.norm_eps)

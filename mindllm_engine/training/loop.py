@@ -139,7 +139,7 @@ def train_step(run: Run) -> StepTotals:
     batch_size = config.train.global_batch_size
     batch_tokens = run.data.plan.tokens_in(run.next_sample, batch_size)
     grad_accum_steps = batch_size // (config.train.micro_batch_size * run.world.world_size)
-    losses = SourceLosses(len(run.data.sources), run.world.device)
+    losses = SourceLosses(len(run.data.sources), run.stage, run.world.device)
     micro_batches = run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size)
     watchdog.begin_step(run.step + 1)
     for number, batch in enumerate(micro_batches, start=1):
@@ -160,10 +160,11 @@ def train_step(run: Run) -> StepTotals:
 def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     """Write the record of the step just done. Waits for the device."""
     watchdog.mark("reporting")
-    by_source = totals.losses.over_all_ranks()
+    by_source, extras = totals.losses.over_all_ranks(), totals.losses.extras_over_all_ranks()
     grad_norm = totals.grad_norm.item()
     tokens_per_second = stopwatch.restart()
-    loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
+    counted = max(1, sum(count for _, count in by_source))
+    loss = sum(nats for nats, _ in by_source) / counted
     if run.metrics is None or run.progress is None:
         return
     plan, batch_size = run.data.plan, run.config.train.global_batch_size
@@ -184,6 +185,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:
             record[f"loss/{name}"] = nats / count
+    record |= {name: value / counted for name, value in extras.items()}
     if run.checkpoint_pause is not None:
         record["checkpoint_pause_seconds"], run.checkpoint_pause = run.checkpoint_pause, None
     run.metrics.write(record)
@@ -206,8 +208,10 @@ def refuse_broken_weights(run: Run) -> None:
 
 
 def report_heldout(run: Run) -> None:
-    """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them."""
-    by_source = heldout_losses(run.stage, run.model, run.heldout, len(run.data.sources), run.world.device)
+    """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them; of
+    a stage that counts something else, its loss and its extras."""
+    losses = heldout_losses(run.stage, run.model, run.heldout, len(run.data.sources), run.world.device)
+    by_source, extras = losses.over_all_ranks(), losses.extras_over_all_ranks()
     if run.metrics is None or run.progress is None:
         return
     record: dict[str, Any] = {
@@ -222,16 +226,20 @@ def report_heldout(run: Run) -> None:
         read = min(run.config.train.eval_tokens or file.tokens, file.tokens)
         text_bytes = file.manifest.text_bytes * read / file.tokens
         record[f"heldout_loss/{name}"] = nats / count
-        record[f"heldout_bpb/{name}"] = nats / math.log(2) / text_bytes
+        if run.stage.counts == "token":
+            record[f"heldout_bpb/{name}"] = nats / math.log(2) / text_bytes
         all_nats, all_count, all_bytes = all_nats + nats, all_count + count, all_bytes + text_bytes
     if all_count == 0:
         return
-    record |= {"heldout_loss": all_nats / all_count, "heldout_bpb": all_nats / math.log(2) / all_bytes}
-    run.metrics.write(record)
-    run.progress.say(
-        f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a token, "
-        f"{record['heldout_bpb']:.4f} bits per byte"
-    )
+    record["heldout_loss"] = all_nats / all_count
+    if run.stage.counts == "token":
+        record["heldout_bpb"] = all_nats / math.log(2) / all_bytes
+    further = {f"heldout_{name}": value / all_count for name, value in extras.items()}
+    run.metrics.write(record | further)
+    line = f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a {run.stage.counts}"
+    if "heldout_bpb" in record:
+        line += f", {record['heldout_bpb']:.4f} bits per byte"
+    run.progress.say(line + "".join(f", {name} {value:.4f}" for name, value in further.items()))
 
 
 def is_due(step: int, every: int) -> bool:

@@ -6,8 +6,9 @@ starts.
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.step_guard import StepGuard
-from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
+from mindllm_engine.training.checkpoint import CheckpointState, first_difference, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.environment import record_environment
@@ -92,6 +93,8 @@ class Run:
     peak_flops: float | None
     metrics: MetricsLog | None
     progress: TrainingProgress | None
+    adapters: dict[str, Any] = field(default_factory=dict)
+    """`Stage.adapters` as the run began."""
     checkpoint_pause: float | None = None
     """Seconds for which the last save held training up, until a record has told."""
 
@@ -289,7 +292,11 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
     torch.manual_seed(config.run.seed + world.rank)  # torch draws a seed of its own else; a checkpoint replaces it
     dtype = DTYPES[config.train.precision]
-    model = build_model(config, dtype, world, resumed=checkpoint is not None)
+    adapters = stage.adapters(config)
+    if checkpoint is not None:
+        refuse_other_adapters(checkpoint, adapters)
+    source = config.run.init_from if checkpoint is None else None
+    model = build_model(config, dtype, world, adapters.get("base", source))
     stage.prepare_model(model, config)
     loader = stage.open_loader(config, data, world)
     apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
@@ -300,7 +307,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     guard = StepGuard(config.faults.sigma, world.device)
     guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
-    open_run_folder(config, data, world)
+    open_run_folder(config, data, world, stage)
     return Run(
         config=config,
         world=world,
@@ -315,16 +322,33 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
+        adapters=adapters,
         metrics=open_metrics(config, step) if world.is_first else None,
         progress=TrainingProgress(step, config.train.steps) if world.is_first else None,
     )
 
 
-def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bool) -> MindLLM | GPTNeo:
+def build_model(config: RunConfig, dtype: torch.dtype, world: World, source: str | None) -> MindLLM | GPTNeo:
     """The network with its initial weights: drawn from the seed, or another run's; a checkpoint will replace either."""
-    if config.run.init_from is None or resumed:
+    if source is None:
         return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
-    return initial_weights(Path(config.run.init_from), config.model, config.run.seed, world.device).to(dtype)
+    return initial_weights(Path(source), config.model, config.run.seed, world.device).to(dtype)
+
+
+def refuse_other_adapters(checkpoint: Path, adapters: dict[str, Any]) -> None:
+    """Compare what a checkpoint leaves out with what the run to go on does. The place of the base may have changed.
+
+    Raises:
+        CheckpointError: it is of tuning of another kind, or of another base.
+    """
+    saved = load_state(checkpoint).adapters
+    theirs, ours = ({key: value for key, value in side.items() if key != "base"} for side in (saved, adapters))
+    difference = first_difference(theirs, ours, "adapters")
+    if difference:
+        base = f" (of {saved['base']})" if saved else ""
+        raise CheckpointError(
+            f"{checkpoint}{base}: {difference}; restore tuning.lora and run.init_from, or choose another run.dir"
+        )
 
 
 def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World, stage: Stage) -> Backend:
@@ -350,7 +374,7 @@ def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Che
     )
 
 
-def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
+def open_run_folder(config: RunConfig, data: Data, world: World, stage: Stage) -> None:
     """Write the resolved configuration and the tokenizer on rank 0, so that the folder explains and restarts itself.
 
     Raises:
@@ -365,6 +389,7 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
             record_environment(folder, world)
             if data.tokenizer is not None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
+            stage.write_run_files(folder)
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
     raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")
@@ -384,4 +409,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
         extra={"guard": run.guard.state()},
+        adapters=run.adapters,
     )

@@ -2,8 +2,9 @@
 tuning are `Stage` as it stands (tuning's token files carry masks of what is supervised), LoRA and preference tuning
 override a part."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -25,15 +26,30 @@ class Losses:
         values: (n,) fp32, with gradients; 0 where nothing is counted.
         counted: (n,) bool, which entries the mean is over.
         source_ids: (n,) int64, the source of each.
+        extras: (n,) each, what else is reported, as means over what is counted; named as in `Stage.extras`.
     """
 
     values: Tensor
     counted: Tensor
     source_ids: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Stage:
-    """Next-token prediction on the samples of the plan."""
+    """Next-token prediction on the samples of the plan.
+
+    Attributes:
+        counts: what losses are counted by. Only losses of tokens have bits per byte.
+        extras: names of what else `losses` reports.
+    """
+
+    counts: str = "token"
+    extras: tuple[str, ...] = ()
+
+    def adapters(self, config: "RunConfig") -> dict[str, Any]:
+        """What a checkpoint says of weights that it leaves out, because they are frozen: `base`, the checkpoint that
+        has them, its `base_hash`, and whatever else must be equal for a run to go on. Empty where it holds all."""
+        return {}
 
     def prepare_model(self, model: MindLLM | GPTNeo, config: "RunConfig") -> None:
         """Change the network, in place, once its initial weights are there and before an optimizer is made."""
@@ -52,6 +68,9 @@ class Stage:
                 limit = config.train.eval_tokens or file.tokens
                 batches += heldout_batches(file, source_id, config.data.seq_len, config.train.micro_batch_size, limit)
         return batches[world.rank :: world.world_size]
+
+    def write_run_files(self, folder: Path) -> None:
+        """Write, on rank 0, what else tells of the run beside config.yaml. Raises DataError."""
 
     def losses(self, model: MindLLM | GPTNeo, batch: Batch, grad_scale: float | None) -> Losses:
         """Score a micro-batch. `grad_scale` promises what the upstream gradient of every value will be (None: no

@@ -5,15 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
+from mindllm_engine.models.lora import LoraConfig, add_lora, merge_lora
 from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
-from mindllm_engine.training.checkpoint import STATE_FILE, first_difference, load_state, newest_checkpoint
-from mindllm_engine.training.checkpoint_storage import Parts, read_alone
+from mindllm_engine.training.checkpoint import (
+    STATE_FILE,
+    CheckpointState,
+    checkpoint_of,
+    first_difference,
+    identity,
+    load_state,
+    newest_checkpoint,
+)
+from mindllm_engine.training.checkpoint_storage import Parts, PartSavePlanner, ShardWriter, first_failure, read_alone
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -35,20 +46,63 @@ def find_checkpoint(source: Path) -> Path:
 
 
 def load_model(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, ModelConfig]:
-    """The network of a run folder or checkpoint with its fp32 master weights, in evaluation mode."""
+    """The network of a run folder or checkpoint with its fp32 master weights, in evaluation mode. LoRA's additions have
+    been added to the matrices."""
+    model, config = load_adapted(source, device)
+    merge_lora(model)
+    return model, config
+
+
+def load_adapted(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, ModelConfig]:
+    """`load_model`, with LoRA's additions beside the frozen matrices where the checkpoint is of such a tuning.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or the checkpoint that its additions belong to has gone.
+    """
     checkpoint = find_checkpoint(source)
     state = load_state(checkpoint)
-    config = model_config(state.model)
-    model = config.build(device=device, dtype=torch.float32, seed=0)
+    if state.adapters:
+        model = load_base(checkpoint, state, device)
+        add_lora(model, LoraConfig(state.adapters["rank"], state.adapters["alpha"]), seed=0)
+    else:
+        model = model_config(state.model).build(device=device, dtype=torch.float32, seed=0)
     read_alone(
         checkpoint,
         state,
         {
             f"master/{name}": Parts(parameter.numel(), parameter.dtype, {0: parameter.detach().view(-1)})
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         },
     )
-    return model.eval(), config
+    return model.eval(), model_config(state.model)
+
+
+def load_base(checkpoint: Path, state: CheckpointState, device: torch.device) -> MindLLM | GPTNeo:
+    """The network that the additions in `checkpoint` belong to. Raises CheckpointError where it has gone or changed."""
+    base = Path(state.adapters["base"])
+    if not (base / STATE_FILE).exists() or identity(base) != state.adapters["base_hash"]:
+        raise CheckpointError(
+            f"{checkpoint}: holds LoRA's additions to {base}, which is missing or has changed; restore it, or use "
+            "merged/ of the run"
+        )
+    return load_model(base, device)[0]
+
+
+def save_weights(model: MindLLM | GPTNeo, folder: Path, state: CheckpointState) -> Path:
+    """Write the fp32 parameters of `model` as a checkpoint in `folder`, without an optimizer: to load, not to go on
+    from. By one process. Returns the checkpoint. Raises CheckpointError if it cannot be written."""
+    writer = ShardWriter(rank=0, keep=0, keep_every=0)
+    writer.checkpoint, writer.state = checkpoint_of(folder, state.step), state
+    parts = {
+        f"master/{name}": Parts(parameter.numel(), torch.float32, {0: parameter.detach().float().cpu().view(-1)})
+        for name, parameter in model.named_parameters()
+    }
+    try:
+        dcp.save(parts, storage_writer=writer, planner=PartSavePlanner(), no_dist=True)
+    except CheckpointException as failure:
+        raise first_failure(failure) from None
+    return writer.checkpoint
 
 
 def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> MindLLM | GPTNeo:

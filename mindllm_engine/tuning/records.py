@@ -6,16 +6,15 @@
 A record that cannot be learnt from comes as `BadRecord` with its file and line; nothing is dropped in silence.
 """
 
-import gzip
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
 from mindllm_engine.corpus.chat_template import ROLES, Message, Role
+from mindllm_engine.corpus.readers import decompressed, without_byte_order_mark
 from mindllm_engine.errors import DataError
 
 # Names in use for the roles.
@@ -70,17 +69,18 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
     path = Path(path)
     number = 0
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
+        with path.open("rb") as file:
+            chunks = without_byte_order_mark(decompressed(str(path), file))
+            for number, line in enumerate(_lines(chunks), start=1):
                 if line.strip():
                     try:
                         content = orjson.loads(line)
                     except orjson.JSONDecodeError:
                         content = None
                     yield f"{path.name}:{number}", content
-    except (OSError, EOFError) as error:
+    except OSError as error:
         after = f" after line {number}" if number else ""
-        raise DataError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{path}: cannot be read{after}: {error.strerror or error}") from error
 
 
 def messages_of(content: Any) -> tuple[Message, ...]:
@@ -129,11 +129,10 @@ def _text(content: dict[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.open(path, "rb"))
-    return path.open("rb")
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
