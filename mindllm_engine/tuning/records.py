@@ -8,12 +8,14 @@ A record that cannot be learnt from comes as `BadRecord` with its file and line;
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
+import zstandard
 
 from mindllm_engine.corpus.chat_template import ROLES, Message, Role
 from mindllm_engine.errors import DataError
@@ -57,30 +59,48 @@ def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
     Raises:
         DataError: the file is missing or damaged. A bad line is no error here: it comes as `BadRecord`.
     """
-    for where, content in read_json_lines(path):
-        try:
-            yield Record(where, messages_of(content), _text(content, "id"), _text(content, "lang"))
-        except ValueError as error:
-            yield BadRecord(where, str(error))
+    name = Path(path).name
+    for number, line in read_lines(path):
+        yield parse_record(f"{name}:{number}", line)
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
     """(file and line, what the line holds) of a file of JSON lines; a line that is no JSON comes as None. Blank lines
     are passed over. Raises DataError if the file is missing or damaged."""
+    name = Path(path).name
+    for number, line in read_lines(path):
+        yield f"{name}:{number}", _parsed(line)
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of every line of a file that is not blank. Raises DataError if the file is missing or
+    damaged."""
     path = Path(path)
     number = 0
     try:
         with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    try:
-                        content = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        content = None
-                    yield f"{path.name}:{number}", content
-    except (OSError, EOFError) as error:
+                    yield number, line
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         after = f" after line {number}" if number else ""
         raise DataError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_record(where: str, line: bytes) -> Record | BadRecord:
+    """The record in a line of JSON; `where` names file and line."""
+    content = _parsed(line)
+    try:
+        return Record(where, messages_of(content), _text(content, "id"), _text(content, "lang"))
+    except ValueError as error:
+        return BadRecord(where, str(error))
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def messages_of(content: Any) -> tuple[Message, ...]:
@@ -133,7 +153,5 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        import zstandard
-
         return io.BufferedReader(zstandard.open(path, "rb"))
     return path.open("rb")
