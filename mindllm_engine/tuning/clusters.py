@@ -1,7 +1,7 @@
 """One-dimensional k-means: instruction data clustered by entropy (arXiv 2310.15777, section 5.3).
 
-Exactly, by dynamic programming in C++ (csrc/optimal_intervals.hpp): the least sum of squared distances there is, the same
-for the same values. Or by scikit-learn's K-Means as in the paper, whose centres depend on random starts.
+Exactly, by dynamic programming in C++ (csrc/optimal_intervals.hpp): the least sum of squared distances there is, and
+the same clusters each time. Or by scikit-learn's K-Means as in the paper, whose centres depend on random starts.
 """
 
 from typing import Literal

@@ -2,12 +2,12 @@
 
 import itertools
 
+import mindllm_engine._native as _native
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mindllm_engine._native as _native
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.tuning.clusters import cluster, within_cluster_sum
 
@@ -73,7 +73,7 @@ def test_large_offsets_do_not_swallow_the_distances() -> None:
     [([1.0, 0.5], 1), ([0.0, float("nan")], 1), ([0.0, float("inf")], 1), ([1.0], 2), ([1.0], 0), ([[1.0, 2.0]], 1)],
 )
 def test_the_native_cut_refuses_what_it_cannot_cut(values: list[float], clusters: int) -> None:
-    with pytest.raises(ValueError, match="values|clusters"):
+    with pytest.raises(ValueError, match=r"values|clusters"):
         _native.optimal_intervals(np.array(values), clusters)
 
 
