@@ -50,9 +50,9 @@ def evaluation_tables(evaluations: Mapping[str, dict[str, Any]], network: str) -
         yield table(header, rows, numbers=6)
     if evaluations:
         yield (
-            "<p class=note>= chance: the interval holds what guessing gets, so that nothing can be said to be known. The "
-            "paper's networks have 1.3 and 3 billion parameters: beside smaller ones their figures say how far it is, not "
-            "what to expect. A dash: not to be found.</p>"
+            "<p class=note>= chance: the interval holds what guessing gets, so that nothing can be said to be known. "
+            "The paper's networks have 1.3 and 3 billion parameters: beside smaller ones their figures say how far it "
+            "is, not what to expect. A dash: not to be found.</p>"
         )
 
 

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import orjson
 
 from mindllm_engine.corpus.chat_template import ChatTemplate, Message
+from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.data.loss_mask import NEW_SEQUENCE, SUPERVISED
 from mindllm_engine.errors import DataError
 from mindllm_engine.tuning.config import TuneConfig
-from mindllm_engine.tuning.records import BadRecord, messages_of, read_json_lines
+from mindllm_engine.tuning.records import BadRecord, messages_of
 from mindllm_engine.tuning.supervised import longest_record
 from mindllm_engine.tuning.token_documents import Document, PreparedRecords, TooLong, prepare_documents
 

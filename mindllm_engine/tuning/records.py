@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from mindllm_engine.corpus.chat_template import ROLES, Message, Role
-from mindllm_engine.corpus.readers import decompressed, without_byte_order_mark
-from mindllm_engine.errors import DataError
+from mindllm_engine.corpus.json_lines import parse_line, read_lines
 
 # Names in use for the roles.
 _ROLES: dict[str, Role] = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "bot": "assistant"}
@@ -56,31 +53,18 @@ def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
     Raises:
         DataError: the file is missing or damaged. A bad line is no error here: it comes as `BadRecord`.
     """
-    for where, content in read_json_lines(path):
-        try:
-            yield Record(where, messages_of(content), _text(content, "id"), _text(content, "lang"))
-        except ValueError as error:
-            yield BadRecord(where, str(error))
+    name = Path(path).name
+    for number, line in read_lines(path):
+        yield parse_record(f"{name}:{number}", line)
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, what the line holds) of a file of JSON lines; a line that is no JSON comes as None. Blank lines
-    are passed over. Raises DataError if the file is missing or damaged."""
-    path = Path(path)
-    number = 0
+def parse_record(where: str, line: bytes) -> Record | BadRecord:
+    """The record in a line of JSON; `where` names file and line."""
+    content = parse_line(line)
     try:
-        with path.open("rb") as file:
-            chunks = without_byte_order_mark(decompressed(str(path), file))
-            for number, line in enumerate(_lines(chunks), start=1):
-                if line.strip():
-                    try:
-                        content = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        content = None
-                    yield f"{path.name}:{number}", content
-    except OSError as error:
-        after = f" after line {number}" if number else ""
-        raise DataError(f"{path}: cannot be read{after}: {error.strerror or error}") from error
+        return Record(where, messages_of(content), _text(content, "id"), _text(content, "lang"))
+    except ValueError as error:
+        return BadRecord(where, str(error))
 
 
 def messages_of(content: Any) -> tuple[Message, ...]:
@@ -127,12 +111,3 @@ def _chat(chat: Any) -> tuple[Message, ...]:
 def _text(content: dict[str, Any], key: str) -> str | None:
     value = content.get(key)
     return value if isinstance(value, str) else None
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest

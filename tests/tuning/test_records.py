@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindllm_engine.corpus.chat_template import Message
+from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.errors import DataError
-from mindllm_engine.tuning.records import BadRecord, Record, read_json_lines, read_records
+from mindllm_engine.tuning.records import BadRecord, Record, read_records
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
