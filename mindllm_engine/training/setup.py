@@ -15,7 +15,7 @@ import torch
 
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
-from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
+from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_file, tokenizer_path
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.cache_folder import CacheFolder
 from mindllm_engine.data.loader import Batch, Loader
@@ -44,7 +44,7 @@ from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
 from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.throughput import peak_flops
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights, refuse_other_tokenizer
 
 CONFIG_FILE = "config.yaml"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -116,6 +116,9 @@ def open_data(config: RunConfig) -> Data:
             f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
             f"{tokenizer.model_path}"
         )
+    begins = newest_checkpoint(Path(config.run.dir) / "checkpoints") is None
+    if tokenizer is not None and config.run.init_from is not None and begins:
+        refuse_other_tokenizer(Path(config.run.init_from), tokenizer)
     cache = cache_of(config)
     sources = {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
     heldout = [open_whole(heldout_prefixes[name], cache) if name in heldout_prefixes else None for name in prefixes]
@@ -218,6 +221,9 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
         raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
     if checkpoint is None and config.run.init_from is not None:
         find_checkpoint(Path(config.run.init_from))
+        if config.corpus is not None and config.corpus.tokenizer_base is not None:
+            base = open_tokenizer(tokenizer_file(config.corpus.tokenizer_base))
+            refuse_other_tokenizer(Path(config.run.init_from), base)
 
 
 def select_implementations(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, first_changed_id, open_tokenizer
 from mindllm_engine.errors import CheckpointError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
@@ -121,6 +121,26 @@ def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.
     if vocab_size > saved.selected.vocab_size:
         extend_vocabulary(model, vocab_size, seed)
     return model.train()
+
+
+def refuse_other_tokenizer(source: Path, tokenizer: TextTokenizer) -> None:
+    """Compare the tokenizer that the weights in `source`, a run folder or checkpoint, were trained with.
+
+    A run without a tokenizer in its folder says nothing, and is taken as it is.
+
+    Raises:
+        CheckpointError: `tokenizer` neither is theirs nor extends it, so that the embeddings would mean nothing.
+    """
+    checkpoint = find_checkpoint(source)
+    theirs = checkpoint.parent.parent / TOKENIZER_FILE
+    if not theirs.is_file():
+        return
+    changed = first_changed_id(tokenizer, open_tokenizer(theirs))
+    if changed is not None:
+        raise CheckpointError(
+            f"run.init_from: {source} was trained with another tokenizer than {tokenizer.model_path}: id {changed} "
+            "differs; extend its tokenizer (corpus.tokenizer_base), or start from another run"
+        )
 
 
 def model_config(saved: dict[str, Any]) -> ModelConfig:
