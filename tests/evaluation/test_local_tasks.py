@@ -50,6 +50,7 @@ def ours(task: str, data: Path, folder: Path, shots: int = SHOTS) -> Any:
 def lm_evals(task: str, folder: str, splits: dict[str, list[dict[str, Any]]], **changes: Any) -> Any:
     """lm-eval's own task, with records in the place of its data set."""
     import datasets
+
     manager = _manager(folder)
     found = {split: datasets.Dataset.from_list(records) for split, records in splits.items()}
     change = {"task": task, "custom_dataset": lambda **_: found, **changes}
