@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mindllm_engine.data.atomic_files import write_atomically
-from mindllm_engine.errors import ConfigError
+from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.task_data import check_task_data, subjects_in
 
 # GPT-3's ten arithmetic tasks (arXiv 2005.14165, section 3.9.1): lm-eval's name -> the task in the local file.
@@ -97,18 +97,23 @@ def write_local_tasks(name: str, data_folder: Path, folder: Path) -> None:
     Each of its files is read to its end first, so that a bad record is an error before anything runs.
 
     Raises:
-        DataError: a file of questions is missing or has a bad record.
+        DataError: a file of questions is missing or has a bad record, or a subject that lm-eval does not have.
     """
     benchmark = LOCAL_BENCHMARKS[name]
     files = {split: str((data_folder / "eval" / file).resolve()) for split, file in benchmark.files.items()}
     for path in files.values():
         check_task_data(path, benchmark.shape)
     subjects = _subjects(benchmark, files)
+    homes = {subject: lm_eval_tasks() / benchmark.home.format(subject) for subject in subjects}
+    for subject, home in homes.items():
+        if "/" in subject or not home.is_file():
+            path = next(iter(files.values()))
+            raise DataError(f"{path}: lm-eval has no subject {subject} of {name}, whose prompt names it; rename it")
     for subject, in_file in subjects.items():
         _write_task(
             folder,
             name=f"{name}_{subject}" if subject else name,
-            home=lm_eval_tasks() / benchmark.home.format(subject),
+            home=homes[subject],
             questions={"files": files, "shape": benchmark.shape, **({"subject": in_file} if in_file else {})},
             changes={**benchmark.changes} | ({"task_alias": subject} if subject else {}),
         )

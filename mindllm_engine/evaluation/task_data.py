@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindllm_engine.command_line import printable
 from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.errors import DataError
 
@@ -110,7 +111,7 @@ def _what_is_wrong(record: Any, shape: Shape) -> str | None:
         return "not a JSON object"
     for column, check in shape.columns.items():
         if column not in record:
-            return f"no column {column}; found {', '.join(map(str, record)) or 'none'}"
+            return f"no column {column}; found {printable(', '.join(record)) or 'none'}"
         wrong = check(record[column])
         if wrong is not None:
             return f"{column} {wrong}"

@@ -11,11 +11,14 @@ import json
 import logging
 import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.group_averages import group_averages
@@ -274,6 +277,45 @@ def test_each_shape_has_its_checks(tmp_path: Path, shape: str, record: dict[str,
     write_lines(tmp_path / "file.jsonl", [record])
     with pytest.raises(DataError, match=rf"file.jsonl:1: .*{message}"):
         check_task_data(tmp_path / "file.jsonl", shape)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=4) | st.sampled_from("ABCD"),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.data())
+def test_no_record_whatever_breaks_a_check(drawing: st.DataObject) -> None:
+    """Any JSON under the right names of columns is sound or is named in one line."""
+    shape = drawing.draw(st.sampled_from(sorted(SHAPES)))
+    columns = dict.fromkeys(SHAPES[shape].columns, JSON)
+    record = drawing.draw(st.one_of(st.fixed_dictionaries(columns), st.fixed_dictionaries({}, optional=columns), JSON))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.jsonl"
+        write_lines(path, [record])
+        message = None
+        try:
+            assert check_task_data(path, shape) == 1
+        except DataError as error:
+            message = str(error)
+    if message is None:
+        assert SHAPES[shape].convert(record)
+    else:
+        assert "file.jsonl:1: " in message
+        assert message.isprintable()
+
+
+@pytest.mark.parametrize("subject", ["my_subject", "../anatomy", "anatomy/.."])
+def test_a_subject_that_lm_eval_does_not_have(small_data: Path, tmp_path: Path, subject: str) -> None:
+    for split in ("test", "dev"):
+        records = broken(lambda record: record.update(subject=subject))
+        write_lines(tmp_path / "eval" / f"mmlu_{split}.jsonl.gz", records)
+    suite = Suite(Path("test"), "", (SuiteTask("local_mmlu"),))
+    with pytest.raises(DataError, match=rf"mmlu_test.jsonl.gz: lm-eval has no subject {subject} of local_mmlu"):
+        open_suite(suite, tmp_path / "tasks", tmp_path)
+    assert not (tmp_path / "tasks").exists()
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
