@@ -31,7 +31,8 @@ class PairedDifference:
     Attributes:
         difference: of the means.
         interval: in which the difference lies at the level asked for.
-        p_value: two-sided, of no difference, by the bootstrap: never below 1 / (rounds + 1).
+        p_value: two-sided, of no difference: McNemar's exact test where scores are right or wrong, else by the
+            bootstrap, which has none below 2 / (rounds + 1).
         questions: how many.
     """
 
@@ -91,10 +92,22 @@ def paired_bootstrap(
     differences = a - b
     means = _resampled_means(differences, rounds, np.random.default_rng(seed))
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    # Resamples on the side of zero that the difference is not on, both ways.
-    fewer = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = min(1.0, 2 * (fewer + 1) / (rounds + 1))
+    if np.isin(differences, (-1, 0, 1)).all():
+        p_value = _mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
+    else:  # resamples on the side of zero that the difference is not on, both ways
+        fewer = min(int((means <= 0).sum()), int((means >= 0).sum()))
+        p_value = min(1.0, 2 * (fewer + 1) / (rounds + 1))
     return PairedDifference(float(differences.mean()), Interval(float(low), float(high)), p_value, len(a))
+
+
+def _mcnemar(wins: int, losses: int) -> float:
+    """McNemar's exact test (1947): of questions that one model alone has right, each is as likely to have them."""
+    questions = wins + losses
+    term, total = 1, 0
+    for k in range(min(wins, losses) + 1):
+        total += term  # whole numbers: binomial coefficients of thousands of questions are beyond floats
+        term = term * (questions - k) // (k + 1)
+    return min(1.0, 2 * total / 2**questions)
 
 
 def _resampled_means(values: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:

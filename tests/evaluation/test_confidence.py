@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindllm_engine.errors import DataError
@@ -56,11 +56,20 @@ def test_the_paired_bootstrap_is_scipys(kind: str) -> None:
     assert (ours.interval.low, ours.interval.high) == pytest.approx((scipys.low, scipys.high), abs=0.006)
 
 
-def test_the_p_value_is_near_the_exact_test_of_discordant_pairs() -> None:
-    a = np.array([1.0] * 60 + [0.0] * 40 + [1.0] * 300)
-    b = np.array([0.0] * 60 + [1.0] * 40 + [1.0] * 300)
-    exact = stats.binomtest(60, 100).pvalue  # McNemar's exact test: 60 against 40
-    assert paired_bootstrap(a, b).p_value == pytest.approx(exact, abs=0.02)
+@given(st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 500))
+@settings(deadline=None, max_examples=50)
+def test_right_or_wrong_is_tested_exactly(wins: int, losses: int, ties: int) -> None:
+    a = np.array([1.0] * wins + [0.0] * losses + [1.0] * ties)
+    b = np.array([0.0] * wins + [1.0] * losses + [1.0] * ties)
+    exact = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert paired_bootstrap(a, b, rounds=10).p_value == pytest.approx(exact, rel=1e-9, abs=1e-300)
+
+
+def test_other_scores_are_tested_by_the_bootstrap() -> None:
+    rng = np.random.default_rng(4)
+    differences = rng.normal(0.1, 1.0, size=500)
+    expected = stats.ttest_1samp(differences, 0).pvalue  # the same for a mean of 500
+    assert paired_bootstrap(differences, np.zeros(500)).p_value == pytest.approx(expected, abs=0.01)
 
 
 def test_pairing_narrows_the_interval() -> None:
