@@ -60,7 +60,7 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
                 f"{model.config.vocab_size}: they do not belong together"
             )
         (staged / CONFIG_FILE).write_text(_config_file(config), encoding="utf-8")
-        _save(model, config, tokenizer.hash, staged / "checkpoints")
+        save_weights(model, config, tokenizer.hash, staged / "checkpoints")
         staged.rename(out)
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -109,7 +109,7 @@ def _config_file(config: ModelConfig) -> str:
     )
 
 
-def _save(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: str, folder: Path) -> None:
+def save_weights(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: str, folder: Path) -> None:
     """A checkpoint of step 0 that holds master weights only."""
     parts = {
         f"master/{name}": Parts(parameter.numel(), torch.float32, {0: parameter.detach().reshape(-1)})

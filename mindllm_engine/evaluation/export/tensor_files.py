@@ -49,7 +49,7 @@ def write_tensors(
             for key in names:
                 content = bytes_of(tensors[key].detach().to("cpu", dtype).contiguous())
                 file.write(content)
-                written += len(content)
+                written += content.nbytes
                 show(written)
     if len(shards) > 1:
         index = {"metadata": {"total_size": written}, "weight_map": file_of}
