@@ -89,7 +89,7 @@ def check_logits(model: Any, tensors: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def check_padding(model: Any, tensors: dict[str, Tensor]) -> None:
-    """Padding on either side changes no logits. GPT-Neo of Transformers is told the positions, which it cannot guess."""
+    """Padding on either side changes no logits. Transformers' GPT-Neo must be told the positions."""
     tokens, logits = tensors["tokens"], tensors["logits"]
     short = tokens[:37]
     for left in (True, False):

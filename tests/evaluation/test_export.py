@@ -34,15 +34,16 @@ class Case:
     tokenizer: str
     template: TemplateConfig | None = None
     padding_rows: int = 0
+    texts: int = 5000
 
 
 CASES = {
     "gpt_neo": Case("gpt_neo", "byte_level"),
-    "gpt_neo-chat": Case("gpt_neo", "byte_level", TemplateConfig(), padding_rows=7),
-    "gpt_neo-words": Case("gpt_neo", "byte_level", IN_WORDS),
+    "gpt_neo-chat": Case("gpt_neo", "byte_level", TemplateConfig(), padding_rows=7, texts=1000),
+    "gpt_neo-words": Case("gpt_neo", "byte_level", IN_WORDS, texts=1000),
     "mindllm": Case("mindllm", "sentencepiece", padding_rows=7),
     "mindllm-chat": Case("mindllm", "sentencepiece", TemplateConfig()),
-    "mindllm-words": Case("mindllm", "sentencepiece", IN_WORDS),
+    "mindllm-words": Case("mindllm", "sentencepiece", IN_WORDS, texts=1000),
 }
 
 
@@ -52,7 +53,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokeni
     return {"byte_level": train_byte_level(folder), "sentencepiece": train_sentencepiece(folder)}
 
 
-def export(folder: Path, case: Case, tokenizers: dict[str, TextTokenizer], texts: int) -> tuple[Path, Path]:
+def export(folder: Path, case: Case, tokenizers: dict[str, TextTokenizer]) -> tuple[Path, Path]:
     """The exported folder, and what is expected of it."""
     tokenizer = tokenizers[case.tokenizer]
     model = make_run(folder / "run", case.network, tokenizer, case.template, case.padding_rows)
@@ -60,7 +61,7 @@ def export(folder: Path, case: Case, tokenizers: dict[str, TextTokenizer], texts
     exported = export_run(folder / "run", folder / "exported", torch.float32, shown.append)
     assert shown[-1] == 4 * exported.parameters
     assert exported.padding_rows == case.padding_rows
-    write_expected(folder / "expected", model, folder / "run", case.template, texts)
+    write_expected(folder / "expected", model, folder / "run", case.template, case.texts)
     return folder / "exported", folder / "expected"
 
 
@@ -68,7 +69,7 @@ def export(folder: Path, case: Case, tokenizers: dict[str, TextTokenizer], texts
 def test_transformers_gives_what_the_engine_gives(
     name: str, tokenizers: dict[str, TextTokenizer], tmp_path: Path
 ) -> None:
-    exported, expected = export(tmp_path, CASES[name], tokenizers, texts=5000)
+    exported, expected = export(tmp_path, CASES[name], tokenizers)
     exported_checks.check_all(exported, expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "exported", "run"]
 
@@ -92,7 +93,7 @@ def python_457(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_transformers_457_gives_what_the_engine_gives(
     name: str, tokenizers: dict[str, TextTokenizer], tmp_path: Path, python_457: Path
 ) -> None:
-    exported, expected = export(tmp_path, CASES[name], tokenizers, texts=5000)
+    exported, expected = export(tmp_path, CASES[name], tokenizers)
     version = subprocess.check_output(
         [python_457, "-c", "import transformers; print(transformers.__version__)"], text=True
     )
