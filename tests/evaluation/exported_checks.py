@@ -23,6 +23,7 @@ def check_all(folder: Path, expected: Path) -> None:
     tensors = load_file(expected / "tensors.safetensors")
     check_tokenizer(folder, facts)
     check_chats(folder, facts)
+    check_model_card(folder)
     model = load(folder)
     check_logits(model, tensors)
     check_padding(model, tensors)
@@ -75,6 +76,13 @@ def check_chats(folder: Path, facts: dict[str, Any]) -> None:
                     chat["messages"], add_generation_prompt=is_prompt, return_dict=True
                 )
                 assert rendered["input_ids"] == ids, chat["messages"]
+
+
+def check_model_card(folder: Path) -> None:
+    """What the model card tells users to run, runs; nothing but ids and mask goes into the network."""
+    assert set(load_tokenizer(folder)("x")) == {"input_ids", "attention_mask"}
+    code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    exec(code.replace("FOLDER", str(folder)), {})
 
 
 @torch.no_grad()
