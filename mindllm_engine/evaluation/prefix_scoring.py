@@ -1,8 +1,8 @@
 """Log-probabilities of the ends of many token sequences, where what sequences share goes through the network once.
 
 Five-shot questions of one subject begin with the same examples, and the candidates of a question with the same
-question. The sequences become a tree (`token_tree.py`); its nodes run in packs, each against the keys and values of
-the nodes above it (`models/tree_cache.py`), and logits are computed where a scored token is predicted, nowhere else.
+question. The sequences become a tree, whose nodes run once each (`tree_forward.py`), and logits are computed where a
+scored token is predicted, nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.evaluation.token_tree import Node, Tokens, build_tree
+from mindllm_engine.evaluation.tree_forward import PACK_TOKENS, run_tree
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.models.tree_cache import Path, Segment, TreeCache
+from mindllm_engine.models.tree_cache import Path
 
-# Tokens in a forward.
-PACK_TOKENS = 8192
 # Logits held at once, in elements: 256 MB in fp32.
 LOGIT_ELEMENTS = 1 << 26
 
@@ -58,8 +57,12 @@ def score(
     """
     roots, ends = build_tree([sequence.tokens[:-1] for sequence in sequences])
     wanted = _wanted(sequences, ends)
-    runner = _Runner(model, pack_tokens, wanted, progress)
-    runner.run(roots)
+
+    def visit(pack: list[Node], hidden: Tensor, paths: dict[Node, Path]) -> None:
+        _predict(model, pack, hidden, wanted)
+        progress(sum(wanted[node].ending for node in pack if node in wanted))
+
+    run_tree(model, roots, pack_tokens, visit)
     return [_collect(sequence, node, wanted) for sequence, node in zip(sequences, ends, strict=True)]
 
 
@@ -105,79 +108,19 @@ def _collect(sequence: Scored, end: Node, wanted: dict[Node, _Wanted]) -> Score:
     return Score(np.array([each[0] for each in found], np.float32), np.array([each[1] for each in found], np.bool_))
 
 
-class _Runner:
-    """Runs the nodes of a tree through a network in packs. What lies below a pack runs before the next pack, so that
-    the keys and values of one pack a level are held."""
-
-    def __init__(
-        self,
-        model: MindLLM | GPTNeo,
-        pack_tokens: int,
-        wanted: dict[Node, _Wanted],
-        progress: Callable[[int], None],
-    ) -> None:
-        self._model = model
-        self._pack_tokens = pack_tokens
-        self._wanted = wanted
-        self._progress = progress
-
-    def run(self, nodes: Sequence[Node], paths: dict[Node | None, Path] | None = None) -> None:
-        """Run nodes of one level and all below them; `paths` has the keys and values up to each one's parent."""
-        paths = paths or {None: ()}
-        for pack in _packs(nodes, self._pack_tokens):
-            children = [child for node in pack for child in node.children]
-            lengths = [len(node.tokens) for node in pack]
-            cache = TreeCache(lengths, [paths[node.parent] for node in pack], keep=bool(children))
-            self._predict(pack, self._hidden_states(pack, lengths, cache))
-            self._progress(sum(self._wanted[node].ending for node in pack if node in self._wanted))
-            if children:
-                starts = np.cumsum([0, *lengths])
-                below: dict[Node | None, Path] = {
-                    node: (*paths[node.parent], Segment(cache, slice(int(start), int(start) + length)))
-                    for node, start, length in zip(pack, starts, lengths, strict=False)
-                }
-                self.run(children, below)
-
-    def _hidden_states(self, pack: list[Node], lengths: list[int], cache: TreeCache) -> Tensor:
-        """(tokens of the pack, hidden)"""
-        device = self._model.embedding.device
-        tokens = torch.from_numpy(np.concatenate([node.tokens for node in pack]).astype(np.int64)).to(device)
-        positions = torch.from_numpy(np.concatenate([np.arange(node.start, node.end) for node in pack])).to(device)
-        cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
-        return self._model.hidden_states(tokens, positions, cu_seqlens, cache)
-
-    def _predict(self, pack: list[Node], hidden: Tensor) -> None:
-        """Fill in what is wanted at the nodes of a pack."""
-        rows, targets, start = [], [], 0
-        for node in pack:
-            if node in self._wanted:
-                rows += [start + place for place in self._wanted[node].rows]
-                targets += self._wanted[node].targets
-            start += len(node.tokens)
-        if not rows:
-            return
-        log_probabilities, likeliest = _predicted(hidden, self._model.embedding, rows, targets)
-        done = 0
-        for node in pack:
-            at = self._wanted.get(node)
-            for place, target in zip(at.rows, at.targets, strict=True) if at else ():
-                assert at is not None
-                at.found[place, target] = (log_probabilities[done], likeliest[done])
-                done += 1
-
-
-def _packs(nodes: Sequence[Node], pack_tokens: int) -> Iterator[list[Node]]:
-    """Consecutive nodes with up to `pack_tokens` tokens, or one that has more."""
-    pack: list[Node] = []
-    tokens = 0
-    for node in nodes:
-        if pack and tokens + len(node.tokens) > pack_tokens:
-            yield pack
-            pack, tokens = [], 0
-        pack.append(node)
-        tokens += len(node.tokens)
-    if pack:
-        yield pack
+def _predict(model: MindLLM | GPTNeo, pack: list[Node], hidden: Tensor, wanted: dict[Node, _Wanted]) -> None:
+    """Fill in what is wanted at the nodes of a pack, from its (tokens, hidden) states."""
+    asked, start = [], 0
+    for node in pack:
+        if node in wanted:
+            asked.append((start, wanted[node]))
+        start += len(node.tokens)
+    rows = [start + place for start, at in asked for place in at.rows]
+    targets = [target for _, at in asked for target in at.targets]
+    found = iter(zip(*_predicted(hidden, model.embedding, rows, targets), strict=True))
+    for _, at in asked:
+        for place, target in zip(at.rows, at.targets, strict=True):
+            at.found[place, target] = next(found)
 
 
 def _predicted(

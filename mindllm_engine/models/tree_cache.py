@@ -144,7 +144,8 @@ def _crop(segments: list[tuple[Tensor, Tensor]], first_position: int, left: int)
     """The last keys and values of a path, as many as the window of the query at `first_position` behind it reaches."""
     if left < 0:
         return segments
-    wanted, cropped = max(left - first_position, 0), []
+    wanted = max(left - first_position, 0)
+    cropped: list[tuple[Tensor, Tensor]] = []
     for k, v in reversed(segments):
         if wanted > 0:
             cropped.insert(0, (k[:, -wanted:], v[:, -wanted:]))
