@@ -56,7 +56,7 @@ def _run(
         }
         visit(pack, hidden, paths)
         if children:
-            _run(model, children, dict(paths), pack_tokens, visit, keep_leaves)
+            _run(model, children, {**paths}, pack_tokens, visit, keep_leaves)
 
 
 def _hidden_states(model: MindLLM | GPTNeo, pack: list[Node], lengths: list[int], cache: TreeCache) -> Tensor:
