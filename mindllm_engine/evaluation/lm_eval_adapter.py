@@ -262,8 +262,8 @@ class EngineLM(TemplateLM):
         answer = request.args[1]
         if not pair.continuation:
             raise DataError(
-                f"{where}: the answer {answer!r} adds no token to its context: it is empty, or becomes one token with the "
-                "context's end; mend the task's choices or target_delimiter"
+                f"{where}: the answer {answer!r} adds no token to its context: it is empty, or becomes one token "
+                "with the context's end; mend the task's choices or target_delimiter"
             )
         if not pair.context:  # only where no <s> is added
             return EncodedPair([self.prefix_token_id], pair.continuation)

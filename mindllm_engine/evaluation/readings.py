@@ -1,7 +1,8 @@
 """Which candidate a network prefers, in every reading of "the perplexity of each candidate" that papers mean.
 
 The candidate with the highest log-probability of the answer: its sum, its mean a token, its mean a byte; or the same
-of prompt and answer together (OpenCompass's PPL). All come from one pass. A sum favours short answers, a mean long ones.
+of prompt and answer together (OpenCompass's PPL). All come from one pass. A sum favours short answers, a mean
+long ones.
 """
 
 from dataclasses import dataclass

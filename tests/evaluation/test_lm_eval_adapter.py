@@ -7,6 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+
+from mindllm_engine.distributed.process_group import World
+from mindllm_engine.errors import DataError
+from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
 from tests.evaluation.harness_models import (
     REAL_TEXT,
     TEXTS,
@@ -16,10 +20,6 @@ from tests.evaluation.harness_models import (
     needs_real_text,
     requests,
 )
-
-from mindllm_engine.distributed.process_group import World
-from mindllm_engine.errors import DataError
-from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
