@@ -1,6 +1,7 @@
 """Ask a network benchmarks: `python tools/evaluate.py --run runs/demo --out runs/demo/evaluation --suite FILE`.
 
-With several processes: `torchrun --nproc-per-node 2 tools/evaluate.py ...`; the results are the same.
+With several processes: `torchrun --nproc-per-node 2 -- tools/evaluate.py ...`; the results are the same. (Without the
+`--`, torchrun takes `--run` for one of its own options.)
 """
 
 from pathlib import Path
