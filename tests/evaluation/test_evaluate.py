@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.evaluation.harness_models import TEXTS, byte_level_tokenizer
-from tests.training.tiny_run import ROOT, train_here, write_config, write_tokens
 
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.evaluation.evaluate import EvaluateArguments, evaluate
 from mindllm_engine.evaluation.readings import READINGS
+from tests.evaluation.harness_models import TEXTS, byte_level_tokenizer
+from tests.training.tiny_run import ROOT, train_here, write_config, write_tokens
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -177,7 +177,8 @@ def test_two_ranks_give_what_one_gives(world_of_questions, evaluated, tmp_path) 
     assert "| local_gsm8k |" in done.stdout
     for name in ("local_mmlu", "local_gsm8k"):
         texts = [
-            gzip.open(folder / "tasks" / f"{name}.samples.jsonl.gz", "rt").read() for folder in (tmp_path, evaluated[0])
+            gzip.decompress((folder / "tasks" / f"{name}.samples.jsonl.gz").read_bytes()).decode()
+            for folder in (tmp_path, evaluated[0])
         ]
         theirs, ours = ([json.loads(line) for line in text.splitlines()] for text in texts)
         assert len(theirs) == len(ours)
