@@ -62,6 +62,11 @@ class LocalBenchmark:
     metrics: tuple[str, ...] = ()
 
 
+# Of these only the questions that are asked lie in the data folder: examples come from them too, and never the question
+# itself, which lm-eval sees to for the split called test alone (asked from a split called validation, a question may
+# stand with its answer among its own examples).
+_TEST_ONLY = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": "test"}
+
 LOCAL_BENCHMARKS = {
     "local_mmlu": LocalBenchmark(
         "mmlu", {"test": "mmlu_test.jsonl.gz", "dev": "mmlu_dev.jsonl.gz"}, "mmlu/default/mmlu_{}.yaml", {}, ("acc",)
@@ -74,20 +79,14 @@ LOCAL_BENCHMARKS = {
         ("acc", "acc_norm"),
     ),
     "local_arithmetic": LocalBenchmark(
-        "arithmetic", {"validation": "arithmetic.jsonl.gz"}, "arithmetic/arithmetic_{}.yaml", {}, ("acc",)
+        "arithmetic", {"test": "arithmetic.jsonl.gz"}, "arithmetic/arithmetic_{}.yaml", _TEST_ONLY, ("acc",)
     ),
-    # Only the test questions of these two are here: examples come from them too, never the question itself.
-    "local_gsm8k": LocalBenchmark(
-        "gsm8k",
-        {"test": "gsm8k_test.jsonl.gz"},
-        "gsm8k/gsm8k.yaml",
-        {"training_split": None, "fewshot_split": "test"},
-    ),
+    "local_gsm8k": LocalBenchmark("gsm8k", {"test": "gsm8k_test.jsonl.gz"}, "gsm8k/gsm8k.yaml", _TEST_ONLY),
     "local_hellaswag": LocalBenchmark(
         "hellaswag",
-        {"validation": "hellaswag_val.jsonl.gz"},
+        {"test": "hellaswag_val.jsonl.gz"},
         "hellaswag/hellaswag.yaml",
-        {"training_split": None, "fewshot_split": "validation"},
+        {**_TEST_ONLY, "process_docs": None},  # the file holds processed questions
     ),
 }
 

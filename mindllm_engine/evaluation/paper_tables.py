@@ -13,7 +13,7 @@ from mindllm_engine.errors import ConfigError
 
 TABLES = Path(__file__).parents[2] / "configs" / "paper" / "tables.yaml"
 
-_TABLE_KEYS = ("id", "number", "caption", "unit", "source", "columns", "rows")
+_TABLE_KEYS = ("id", "number", "caption", "unit", "origin", "source", "columns", "rows")
 _COLUMN_KEYS = ("task", "metric", "shots")
 _ROW_KEYS = ("model", "values", "missing")
 
@@ -39,12 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `number` is the paper's, None where it could not be established; `source` says where it was found."""
+    """One table. `number` is the paper's, None where it could not be established; `source` says where it was found;
+    `origin` is "paper", or "others" for what other people say of its models, from the paper or by their own measure."""
 
     id: str
     number: str | None
     caption: str
     unit: str
+    origin: str
     source: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -52,12 +54,14 @@ class Table:
 
 @dataclass(frozen=True)
 class PaperValue:
-    """A published figure: in the unit of its table, with the shots that were used (None: not said) and its source."""
+    """A published figure: in the unit of its table, with the shots that were used (None: not said), its source, and
+    whether the paper itself gives it."""
 
     value: float
     unit: str
     shots: int | None
     source: str
+    from_paper: bool
 
 
 def read_tables(path: str | Path = TABLES) -> tuple[Table, ...]:
@@ -75,7 +79,7 @@ def read_tables(path: str | Path = TABLES) -> tuple[Table, ...]:
 
 
 def paper_value(task: str, metric: str, shots: int | None, model: str, path: str | Path = TABLES) -> PaperValue | None:
-    """A model's published figure, or None where none was found.
+    """A model's published figure, or None where none was found; the paper's own before other people's.
 
     Args:
         task: the name in the suites' key `paper`.
@@ -84,14 +88,17 @@ def paper_value(task: str, metric: str, shots: int | None, model: str, path: str
         model: such as MindLLM-1.3B.
         path: the tables' file.
     """
+    found: list[PaperValue] = []
     for table in _cached(str(path)):
         for position, column in enumerate(table.columns):
             fits = shots is None or column.shots in (None, shots)
             if column.task == task and column.metric == metric and fits:
                 for row in table.rows:
                     if row.model == model and (value := row.values[position]) is not None:
-                        return PaperValue(value, table.unit, column.shots, table.source)
-    return None
+                        from_paper = table.origin == "paper"
+                        found.append(PaperValue(value, table.unit, column.shots, table.source, from_paper))
+    # The paper before others, the same shots before shots that are not said, then the file's order.
+    return min(found, key=lambda one: (not one.from_paper, one.shots != shots), default=None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,6 +113,8 @@ def _table(content: Any, where: str) -> Table:
         for position, column in enumerate(content["columns"])
     )
     rows = tuple(_row(row, len(columns), f"{where}.rows[{position}]") for position, row in enumerate(content["rows"]))
+    if content["origin"] not in ("paper", "others"):
+        raise ConfigError(f"{where}: origin: expected paper or others, found {content['origin']!r}")
     return Table(**{**content, "columns": columns, "rows": rows})
 
 

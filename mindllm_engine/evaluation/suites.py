@@ -31,11 +31,13 @@ from mindllm_engine.evaluation.local_tasks import (
     write_local_tasks,
     write_with_local_questions,
 )
-from mindllm_engine.evaluation.task_data import SHAPES
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 
 SHOTS_FROM = ("paper", "assumed")
+
+# How our tasks' names begin; none of lm-eval's does.
+_OURS = ("local_", "mindllm_")
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,13 @@ def open_suite(suite: Suite, folder: str | Path, data: str | Path | None = None)
     with _quiet("lm_eval.tasks._index"):
         paths = [OWN_TASKS, *suite.include_path, *([folder] if folder.is_dir() else [])]
         manager = TaskManager(include_path=paths, include_defaults=False)
-        if any(entry.task not in manager.task_index for entry in suite.tasks):
+        unknown = [entry.task for entry in suite.tasks if entry.task not in manager.task_index]
+        if unknown and not any(name.startswith(_OURS) for name in unknown):
             manager = TaskManager(include_path=paths, include_defaults=True)
-    for entry in suite.tasks:
-        if entry.task not in manager.task_index:
-            known = [*manager.all_tasks, *LOCAL_BENCHMARKS]
-            raise ConfigError(f"{suite.path}: there is no task {entry.task}{_nearest(entry.task, known)}")
+            unknown = [name for name in unknown if name not in manager.task_index]
+    for name in unknown:
+        known = [*manager.all_tasks, *LOCAL_BENCHMARKS]
+        raise ConfigError(f"{suite.path}: there is no task {name}{_nearest(name, known)}")
     return manager
 
 
@@ -189,8 +192,8 @@ def _entry(content: Any, where: str) -> SuiteTask:
         raise ConfigError(f"{where}: metric: expected a name, found {entry.metric!r}")
     if not isinstance(entry.data_files, dict) or not all(isinstance(file, str) for file in entry.data_files.values()):
         raise ConfigError(f"{where}: data_files: expected split: file, found {entry.data_files!r}")
-    if entry.data_files and entry.task not in SHAPES:
-        own = [name for name in SHAPES if name.startswith("mindllm_")]
+    own = [path.stem for path in OWN_TASKS.glob("mindllm_*.yaml")]
+    if entry.data_files and entry.task not in own:
         raise ConfigError(f"{where}: {entry.task} takes no data_files{_nearest(entry.task, own)}")
     return entry
 

@@ -74,9 +74,18 @@ def subjects_in(path: str | Path, shape: str) -> list[str]:
     return sorted({subject for subject, _ in _read(Path(path), shape) if subject is not None})
 
 
-@functools.lru_cache(maxsize=16)
 def _read(path: Path, shape_name: str) -> list[tuple[str | None, Json]]:
-    """(subject, record) of a file, each sound. Kept, since the 57 subjects of a benchmark share a file."""
+    """(subject, record) of a file, each sound."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return _read_as_it_is(path, shape_name, (state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_as_it_is(path: Path, shape_name: str, state: tuple[int, int]) -> list[tuple[str | None, Json]]:
+    """`_read`, kept: the 57 subjects of a benchmark share a file. Another `state` of the file is another key."""
     shape = SHAPES[shape_name]
     records: list[tuple[str | None, Json]] = []
     bad: list[str] = []
@@ -178,20 +187,8 @@ def _cmmlu(record: Json) -> Json:
 
 
 def _hellaswag(record: Json) -> Json:
-    # The file joins what the hub keeps apart; taken apart at the first colon, lm-eval joins it to the same text.
-    activity, _, context = record["context"].partition(": ")
-    return {
-        "activity_label": activity,
-        "ctx_a": context,
-        "ctx_b": "",
-        "endings": record["endings"],
-        "label": str(record["label"]),
-    }
-
-
-def _has_activity(record: Json) -> str | None:
-    fits = ": " in record["context"]
-    return _index_within("label", "endings")(record) if fits else "context has no activity before a colon"
+    # The file holds what lm-eval's process_docs makes of the hub's columns, which a second time would change.
+    return {"query": record["context"], "choices": record["endings"], "label": record["label"]}
 
 
 def _gsm8k_answer(record: Json) -> str | None:
@@ -207,7 +204,9 @@ SHAPES: dict[str, Shape] = {
     "arithmetic": Shape({"task": _text, "context": _text, "completion": _text}, subject="task"),
     "gsm8k": Shape({"question": _text, "answer": _text}, _gsm8k_answer),
     "hellaswag": Shape(
-        {"context": _text, "endings": _choices(4), "label": _anything}, _has_activity, convert=_hellaswag
+        {"context": _text, "endings": _choices(4), "label": _anything},
+        _index_within("label", "endings"),
+        convert=_hellaswag,
     ),
     # Of our own task files, in the columns of their home on the hub.
     "mindllm_logiqa": Shape(

@@ -16,6 +16,7 @@ tables:
     number: "9"
     caption: c
     unit: percent
+    origin: paper
     source: s
     columns:
       - {task: mmlu, metric: acc, shots: 5}
@@ -53,11 +54,23 @@ def test_what_is_not_there_is_none(tmp_path: Path, task: str, metric: str, shots
     assert paper_value(task, metric, shots, model, path) is None
 
 
+def test_the_papers_own_figure_comes_before_others(tmp_path: Path) -> None:
+    path = tmp_path / "tables.yaml"
+    others = TABLE.removeprefix("\ntables:\n").replace("id: t", "id: o").replace("origin: paper", "origin: others")
+    path.write_text("tables:\n" + others.replace("30.0", "99.0") + TABLE.removeprefix("\ntables:\n"))
+    found = paper_value("mmlu", "acc", 5, "A", path)
+    assert found is not None
+    assert (found.value, found.from_paper) == (30.0, True)
+
+
 def test_the_repositorys_figures() -> None:
     found = paper_value("cmmlu", "acc", 5, "MindLLM-1.3B")
     assert found is not None
-    assert (found.value, found.unit, found.shots) == (25.33, "percent", None)
-    assert "Table 3" in found.source
+    assert (found.value, found.unit, found.shots, found.from_paper) == (25.7, "percent", 5, False)
+    assert "OpenBA" in found.source  # which says its shots, and so comes before the one that does not
+    geb = paper_value("cmmlu", "acc", 0, "MindLLM-3B")
+    assert geb is not None
+    assert (geb.value, geb.shots) == (25.0, None)
     assert paper_value("toxigen", "acc", 0, "MindLLM-3B") is None
 
 
@@ -90,6 +103,7 @@ def test_no_percentage_is_a_fraction() -> None:
         ("[31, 29.5]", "[31, about 30]", "expected numbers or null"),
         (", missing: lost", "", "a value is null; say why"),
         ("caption: c", "captoin: c", "expected the keys id, number, caption"),
+        ("origin: paper", "origin: hearsay", "expected paper or others"),
         ("shots: 5", "shot: 5", "expected the keys task, metric, shots"),
         ("tables:", "table:", "expected a list of tables"),
     ],
