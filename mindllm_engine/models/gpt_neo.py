@@ -18,7 +18,7 @@ from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.layer_norm import residual_layer_norm
 from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.models.initialization import count_parameters, normal_
-from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.kv_cache import AttentionCache, KVCache
 
 # Standard deviation of GPT-Neo's fresh matrices and embeddings (`initializer_range` of its published configuration).
 INITIAL_STD = 0.02
@@ -113,24 +113,35 @@ class GPTNeo(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         targets: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         last_only: bool = False,
         grad_scale: float | None = None,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
+        normed = self.hidden_states(tokens, positions, cu_seqlens, cache, last_only)
+        if targets is not None:
+            return linear_cross_entropy(normed, self.embedding, targets, grad_scale=grad_scale)
+        return F.linear(normed, self.embedding)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        cache: AttentionCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the embedding projects to logits, (T, hidden); the arguments are those of `MindLLM.forward`."""
         x = F.embedding(tokens, self.embedding)  # (T, hidden)
         branch = F.embedding(positions, self.position_embedding)  # (T, hidden)
-        cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
-            x, branch = layer(x, branch, cu_seqlens, cu_seqlens_k, cache)
+            x, branch = layer(x, branch, cu_seqlens, cache)
         if cache is not None:
             cache.advance(tokens.shape[0])
         if last_only:
             x, branch = x[-1:], branch[-1:]
         _, normed = residual_layer_norm(x, branch, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
-        if targets is not None:
-            return linear_cross_entropy(normed, self.embedding, targets, grad_scale=grad_scale)
-        return F.linear(normed, self.embedding)
+        return normed
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
         """An empty cache for `max_seq_len` tokens, by default the longest sequence that the network takes."""
@@ -185,7 +196,7 @@ class GPTNeoLayer(nn.Module):
         self.ffn_out_bias = parameter(hidden)
 
     def forward(
-        self, x: Tensor, branch: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, cache: KVCache | None
+        self, x: Tensor, branch: Tensor, cu_seqlens: Tensor, cache: AttentionCache | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream and the branch yet to be added to it, each (T, hidden), to those after this layer; the
         other arguments are those of `MindLLM.forward`."""
@@ -195,9 +206,10 @@ class GPTNeoLayer(nn.Module):
         )
         qkv = F.linear(normed, self.qkv).view(-1, 3, config.n_heads, config.head_dim)  # (T, 3, heads, head_dim)
         q, k, v = qkv.unbind(1)
-        if cache is not None:
-            k, v = cache.append(self.index, k, v)
-        heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=self.window, scale=1.0)
+        if cache is None:
+            heads = attention(q, k, v, cu_seqlens, window=self.window, scale=1.0)
+        else:
+            heads = cache.attend(self.index, q, k, v, cu_seqlens, window=self.window, scale=1.0)
         branch = F.linear(heads.flatten(1), self.attention_out, self.attention_out_bias)
         x, normed = residual_layer_norm(x, branch, self.ffn_norm_weight, self.ffn_norm_bias, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.

@@ -16,7 +16,7 @@ from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import deepnorm_residual
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 from mindllm_engine.models.initialization import count_parameters, normal_, xavier_normal_
-from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.kv_cache import AttentionCache, KVCache
 
 
 @dataclass
@@ -123,7 +123,7 @@ class MindLLM(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         targets: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         last_only: bool = False,
         grad_scale: float | None = None,
     ) -> Tensor:
@@ -134,26 +134,32 @@ class MindLLM(nn.Module):
             positions: (T,) integers below max_seq_len, from 0 in every document.
             cu_seqlens: (documents + 1,) int32 offsets of the documents, from 0 to T.
             targets: (T,) next tokens, -100 where there is no loss.
-            cache: What came before, for a single sequence; the call extends it by `tokens`.
+            cache: What came before, for a single sequence (a `KVCache`) or several; the call extends it by `tokens`.
             last_only: Give the logits of the last token alone, (1, vocab_size).
             grad_scale: A promise that backward will follow and that the upstream gradient of every loss will be this
                 number (see `linear_cross_entropy`).
 
         Returns (T, vocab_size) logits in the parameters' dtype, or (T,) losses in fp32.
         """
+        x = self.hidden_states(tokens, positions, cu_seqlens, cache)
+        if targets is not None:
+            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
+        return F.linear(x[-1:] if last_only else x, self.embedding)
+
+    def hidden_states(
+        self, tokens: Tensor, positions: Tensor, cu_seqlens: Tensor, cache: AttentionCache | None = None
+    ) -> Tensor:
+        """What the embedding projects to logits, (T, hidden); the arguments are those of `forward`."""
         config = self.config
         table = rotary_table(
             config.max_seq_len, config.head_dim, config.rope_base, tokens.device, statistics_dtype(self.embedding.dtype)
         )
         x = embedding_norm(tokens, self.embedding, self.embedding_norm, config.norm_eps)  # (T, hidden)
-        cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
-            x = layer(x, positions, table, cu_seqlens, cu_seqlens_k, cache)
+            x = layer(x, positions, table, cu_seqlens, cache)
         if cache is not None:
             cache.advance(tokens.shape[0])
-        if targets is not None:
-            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
-        return F.linear(x[-1:] if last_only else x, self.embedding)
+        return x
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
         """An empty cache for `max_seq_len` tokens, by default the longest sequence that the network takes."""
@@ -214,16 +220,14 @@ class MindLLMLayer(nn.Module):
         positions: Tensor,
         table: Tensor,
         cu_seqlens: Tensor,
-        cu_seqlens_k: Tensor | None,
-        cache: KVCache | None,
+        cache: AttentionCache | None,
     ) -> Tensor:
         """(T, hidden) to (T, hidden); the arguments are those of `MindLLM.forward`."""
         config = self.config
         qkv = F.linear(x, self.qkv).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
         q, k, v = rotary(qkv, positions, table)
-        if cache is not None:
-            k, v = cache.append(self.index, k, v)
-        heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k)  # (T, heads, head_dim)
+        # (T, heads, head_dim)
+        heads = attention(q, k, v, cu_seqlens) if cache is None else cache.attend(self.index, q, k, v, cu_seqlens)
         branch = F.linear(heads.flatten(1), self.attention_out)
         x = deepnorm_residual(x, branch, self.attention_norm, config.deepnorm_alpha, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
