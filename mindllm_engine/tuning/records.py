@@ -6,17 +6,13 @@
 A record that cannot be learnt from comes as `BadRecord` with its file and line; nothing is dropped in silence.
 """
 
-import gzip
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import orjson
+from typing import Any
 
 from mindllm_engine.corpus.chat_template import ROLES, Message, Role
-from mindllm_engine.errors import DataError
+from mindllm_engine.corpus.json_lines import read_json_lines
 
 # Names in use for the roles.
 _ROLES: dict[str, Role] = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "bot": "assistant"}
@@ -64,25 +60,6 @@ def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
             yield BadRecord(where, str(error))
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, what the line holds) of a file of JSON lines; a line that is no JSON comes as None. Blank lines
-    are passed over. Raises DataError if the file is missing or damaged."""
-    path = Path(path)
-    number = 0
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        content = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        content = None
-                    yield f"{path.name}:{number}", content
-    except (OSError, EOFError) as error:
-        after = f" after line {number}" if number else ""
-        raise DataError(f"{path}: cannot be read{after}: {getattr(error, 'strerror', None) or error}") from error
-
-
 def messages_of(content: Any) -> tuple[Message, ...]:
     """The chat in a record's JSON. Raises ValueError with the reason where there is nothing to learn from."""
     if not isinstance(content, dict):
@@ -127,13 +104,3 @@ def _chat(chat: Any) -> tuple[Message, ...]:
 def _text(content: dict[str, Any], key: str) -> str | None:
     value = content.get(key)
     return value if isinstance(value, str) else None
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.open(path, "rb"))
-    return path.open("rb")
