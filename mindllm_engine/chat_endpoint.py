@@ -96,7 +96,7 @@ class ChatEndpoint:
         self.config = config
         self.requests_sent = 0
         """Requests that went to the server so far, those sent again included."""
-        self._cache = _AnswerCache(Path(config.cache)) if config.cache else None
+        self._cache = AnswerCache(Path(config.cache)) if config.cache else None
         self._client: Any = None
         self._lock = threading.Lock()
         self._answered = False
@@ -272,7 +272,7 @@ class _FailedError(Exception):
         self.silent = silent
 
 
-class _AnswerCache:
+class AnswerCache:
     """Request key -> answer, in a file that is only ever appended to: `{"key", "request", "answer"}` a line.
 
     Lines are appended under a lock between processes. The first answer to a request stays, so that all processes agree.
@@ -338,14 +338,19 @@ class _AnswerCache:
 def _request(
     model: str, chat: Sequence[ChatMessage], temperature: float, max_tokens: int
 ) -> tuple[str, dict[str, Any]]:
-    """(key, request): the key is the xxh3_128 of the request, whichever server it goes to."""
+    """(key, request) of a chat."""
     request = {
         "model": model,
         "messages": [{"role": message.role, "content": message.content} for message in chat],
         "temperature": float(temperature),
         "max_tokens": max_tokens,
     }
-    return xxhash.xxh3_128_hexdigest(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)), request
+    return request_key(request), request
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """What an answer is kept under: the xxh3_128 of the request, whichever server it goes to."""
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(request, option=orjson.OPT_SORT_KEYS))
 
 
 def _content(body: bytes) -> str:
