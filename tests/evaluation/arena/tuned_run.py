@@ -18,7 +18,7 @@ TEXTS = [f"合同第{number}条：欠款应当归还。 The debt of {number} yua
 
 def tuned_run(folder: Path, seed: int = 3, max_seq_len: int = SEQ_LEN) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(TEXTS, 360, folder / "made.model", special_tokens=True)
+    tokenizer = train_tokenizer(TEXTS, 350, folder / "made.model", special_tokens=True)
     documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in TEXTS]
     with TokenFileBuilder(
         folder / "text", "uint16", name="text", lang="zh", category="web", tokenizer_hash=tokenizer.hash,
