@@ -144,6 +144,23 @@ def test_a_request_that_the_server_refuses_fails_at_once() -> None:
     assert len(server.requests) == 3
 
 
+def test_parameters_that_a_model_refuses_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """As OpenAI's reasoning models refuse max_tokens, and every temperature but their own."""
+
+    def choosy(request: dict[str, Any]) -> str | Reply:
+        for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if name in request:
+                error = {"message": f"Unsupported: '{name}'", "param": name, "code": code}
+                return Reply(400, json.dumps({"error": error}).encode())
+        return f"{request['max_completion_tokens']}"
+
+    with ChatServer(choosy) as server:
+        assert ask(config_of(server, retries=0), [str(number) for number in range(20)], max_tokens=7) == ["7"] * 20
+    assert "m refuses max_tokens; it gets max_completion_tokens instead" in caplog.text
+    assert "m refuses temperature; it gets nothing instead" in caplog.text
+    assert len(server.requests) <= 20 + 2 * 8
+
+
 @pytest.mark.parametrize(
     "reply",
     [Reply(200, completion("a").body, seconds_before=5), Reply(200, completion("a").body, seconds_a_byte=0.1)],
