@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,7 @@ def build_tree(sequences: Sequence[Tokens], min_shared: int = MIN_SHARED) -> tup
         groups.setdefault(tokens.astype(">u4").tobytes(), []).append(number)
     distinct = [groups[key] for key in sorted(groups)]
     texts = [sequences[numbers[0]] for numbers in distinct]
-    common = [_common_prefix(*pair) for pair in zip(texts, texts[1:], strict=False)]
+    common = [_common_prefix(*pair) for pair in pairwise(texts)]
     builder = _Builder(distinct, texts, common, min_shared, [None] * len(sequences))
     roots = list(builder.nodes(0, len(texts), 0, None))
     return roots, [node for node in builder.ends if node is not None]

@@ -1,7 +1,7 @@
 """A network's forward over a tree of token sequences (`token_tree.py`): each node once, in packs of nodes.
 
-A node's tokens attend to the keys and values of the nodes above it (`models/tree_cache.py`). What lies below a pack runs
-before the next pack, so that the keys and values of one pack a level are held.
+A node's tokens attend to the keys and values of the nodes above it (`models/tree_cache.py`). What lies below a pack
+runs before the next pack, so that the keys and values of one pack a level are held.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,8 @@ def _run(
         }
         visit(pack, hidden, paths)
         if children:
-            _run(model, children, dict(paths), pack_tokens, visit, keep_leaves)
+            below: dict[Node | None, Path] = dict(paths.items())
+            _run(model, children, below, pack_tokens, visit, keep_leaves)
 
 
 def _hidden_states(model: MindLLM | GPTNeo, pack: list[Node], lengths: list[int], cache: TreeCache) -> Tensor:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.evaluation.test_prefix_scoring import MODELS, VOCAB
 
 from mindllm_engine.evaluation.batched_generation import Sampling, generate_batch
 from mindllm_engine.evaluation.generation import generate
+from tests.evaluation.test_prefix_scoring import MODELS, VOCAB
 
 EOS = 7
 

@@ -1,0 +1,309 @@
+"""A suite of lm-eval's tasks asked of a run of the engine: what `tools/evaluate.py` calls.
+
+Each entry of the suite is asked by itself and leaves `<out>/tasks/<entry>.json` and `.samples.jsonl.gz`, which a later
+call with the same network and settings takes over. The sums are in `scores.py`.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import torch.distributed as dist
+
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
+from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.distributed.process_group import World, raise_together
+from mindllm_engine.errors import ConfigError, DataError, MindLLMError
+from mindllm_engine.evaluation.scores import entry_scores, markdown_table, readings_of
+from mindllm_engine.evaluation.suites import SuiteTask, build_tasks, data_folder, open_suite, read_suite, suite_of
+from mindllm_engine.training.checkpoint import load_state
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model
+
+if TYPE_CHECKING:
+    from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
+
+# Resamples for the standard errors that have no formula, such as BLEU's.
+BOOTSTRAP_ROUNDS = 1000
+
+
+@dataclass
+class EvaluateArguments:
+    """Ask a network the tasks of a suite. Under torchrun the ranks share the questions."""
+
+    run: str
+    """The run folder, or one of its checkpoints."""
+    out: str
+    """Folder for results.json, results.md and, in tasks/, each task's results and answers to every question. A task
+    whose results lie there already, for the same network and settings, is not asked again."""
+    suite: str | None = None
+    """YAML file with tasks, such as configs/evaluation/local.yaml."""
+    tasks: list[str] = field(default_factory=list)
+    """Names of tasks instead of a suite, each with the number of examples of its own file."""
+    limit: int | None = None
+    """Ask the first so many questions of each task only, to try things out; results then stand for nothing."""
+    readings: bool = False
+    """Report multiple choice by every reading of a candidate's perplexity (docs/evaluation.md); takes longer."""
+    add_bos_token: bool = True
+    """Begin every text with `<s>`, as documents in training do."""
+    hub: bool = False
+    """Let tasks fetch their questions from the Hugging Face hub; without, only local files and its cache are read."""
+    data: str | None = None
+    """Folder with local questions in eval/; by default that of MINDLLM_DATA, or ../shared/data."""
+    paper_model: str = "MindLLM-1.3B"
+    """Whose figures of the paper stand beside ours."""
+    pack_tokens: int = 8192
+    """Tokens in a forward. It changes speed and memory, not results."""
+    batch_size: int = 64
+    """Prompts that decode together. It changes speed and memory, not results."""
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the option that cannot be."""
+        if bool(self.suite) == bool(self.tasks):
+            raise ConfigError("evaluate: give either suite or tasks")
+        for name in ("limit", "pack_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluate: {name} must be at least 1, not {value}")
+
+
+def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | None:
+    """Ask every entry of the suite; the contents of results.json on rank 0, None on others.
+
+    Raises:
+        ConfigError: options that contradict each other, an unknown task (with the nearest name), lm-eval not installed.
+        CheckpointError: the run has no checkpoint.
+        DataError: a tokenizer that is not the network's, questions that are missing or of the wrong form.
+    """
+    arguments.validate()
+    if not arguments.hub:  # read when those libraries are first imported, which is below
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    suite = read_suite(arguments.suite) if arguments.suite else suite_of(arguments.tasks)
+    out = Path(arguments.out)
+    lm, checkpoint = _open_model(arguments, world)
+    with _rank_0_first(world):
+        manager = open_suite(suite, out / "local_tasks", data_folder(arguments.data))
+    results: dict[str, Any] = {"checkpoint": checkpoint, "limit": arguments.limit, "entries": {}}
+    for entry in suite.tasks:
+        settings = _settings(arguments, entry, checkpoint)
+        found = _finished(out, entry, settings, world)
+        if found is None:
+            built = _built(replace(suite, tasks=(entry,)), manager, entry)
+            found = _ask(lm, entry, built, manager, arguments, settings, out)
+        results["entries"][entry.task] = found
+    if not world.is_first:
+        return None
+    _write(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    _write(out / "results.md", markdown_table(results, suite, arguments.paper_model).encode())
+    return results
+
+
+def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, str]":
+    """The run's network as lm-eval takes it, and what says which it is."""
+    source = Path(arguments.run)
+    checkpoint = find_checkpoint(source)
+    state = load_state(checkpoint)
+    tokenizer = _tokenizer(checkpoint, state.tokenizer_hash)
+    model, _ = load_model(checkpoint, world.device)
+    try:
+        from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
+    except ImportError as error:
+        raise ConfigError(f"evaluation needs {error.name}; install mindllm-engine[eval]") from error
+    lm = EngineLM(
+        model,
+        tokenizer,
+        world,
+        add_bos_token=arguments.add_bos_token,
+        read_prompts=arguments.readings,
+        pack_tokens=arguments.pack_tokens,
+        batch_size=arguments.batch_size,
+        progress=show_progress if world.is_first else None,
+    )
+    # The files' hashes tell a run that was trained again from the one before.
+    return lm, f"{checkpoint} ({sorted(state.files.items())[0][1]})"
+
+
+def _tokenizer(checkpoint: Path, wanted: str) -> TextTokenizer:
+    """The tokenizer of the run that a checkpoint belongs to. Raises DataError where it is another one."""
+    path = checkpoint.parent.parent / TOKENIZER_FILE
+    tokenizer = open_tokenizer(path)
+    if tokenizer.hash != wanted:
+        raise DataError(
+            f"{path}: is not the tokenizer that {checkpoint} was trained with (xxh3 {tokenizer.hash}, not {wanted}); "
+            "put that one in its place"
+        )
+    return tokenizer
+
+
+def _settings(arguments: EvaluateArguments, entry: SuiteTask, checkpoint: str) -> dict[str, Any]:
+    """All that results depend on."""
+    kept = {name: getattr(arguments, name) for name in ("limit", "readings", "add_bos_token", "data")}
+    settings: dict[str, Any] = orjson.loads(orjson.dumps({"checkpoint": checkpoint, "entry": asdict(entry), **kept}))
+    return settings
+
+
+def _finished(out: Path, entry: SuiteTask, settings: dict[str, Any], world: World) -> dict[str, Any] | None:
+    """The results of an entry that was asked before; all ranks go by what rank 0 finds."""
+    found: list[Any] = [None]
+    if world.is_first:
+        with contextlib.suppress(OSError, ValueError):
+            content = orjson.loads(_file(out, entry, ".json").read_bytes())
+            if content.get("settings") == settings:
+                found = [content]
+    if world.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    result: dict[str, Any] | None = found[0]
+    return result
+
+
+def _built(suite: Any, manager: Any, entry: SuiteTask) -> list[Any]:
+    """An entry's tasks with their questions."""
+    try:
+        return build_tasks(suite, manager)
+    except MindLLMError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever reading questions raises: of the network, of `datasets`, of a task's templates
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"task {entry.task}: its questions cannot be loaded ({type(error).__name__}: {reason}); "
+            "give it local files, or --hub true to fetch them"
+        ) from error
+
+
+def _ask(
+    lm: "EngineLM",
+    entry: SuiteTask,
+    built: list[Any],
+    manager: Any,
+    arguments: EvaluateArguments,
+    settings: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Ask one entry and write down what came of it."""
+    import lm_eval
+
+    started = time.perf_counter()
+    lm.candidate_scores.clear()
+    lm.notes.clear()
+    # Bars of lm-eval's own would run through ours; what goes wrong is raised.
+    with contextlib.redirect_stderr(_NoBars(sys.stderr)):
+        raw = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=built,
+            task_manager=manager,
+            limit=arguments.limit,
+            bootstrap_iters=BOOTSTRAP_ROUNDS if lm.world.is_first else 0,
+            log_samples=True,
+        )
+    if not lm.world.is_first:
+        return {}
+    tasks = {task.task_name: task for task in _leaves(built)}
+    found = {
+        "settings": settings,
+        "seconds": time.perf_counter() - started,
+        "notes": dict(lm.notes),
+        "scores": [asdict(each) for each in entry_scores(entry, raw)],
+        "readings": readings_of(tasks, raw["samples"], lm.candidate_scores) if arguments.readings else {},
+        "results": {name: dict(values) for name, values in raw["results"].items()},
+        "group_subtasks": raw.get("group_subtasks", {}),
+        "n-shot": raw["n-shot"],
+        "versions": raw["versions"],
+    }
+    samples = io.BytesIO()
+    with gzip.GzipFile(fileobj=samples, mode="wb", mtime=0) as file:
+        for name, lines in raw["samples"].items():
+            for line in lines:
+                file.write(_json({"task": name, **line}) + b"\n")
+    _write(_file(out, entry, ".samples.jsonl.gz"), samples.getvalue())
+    _write(_file(out, entry, ".json"), _json(found, orjson.OPT_INDENT_2))
+    content: dict[str, Any] = orjson.loads(_json(found))
+    return content
+
+
+def _leaves(built: list[Any]) -> Iterator[Any]:
+    """Tasks, those of groups included."""
+    for each in built:
+        yield from each.get_all_tasks() if hasattr(each, "get_all_tasks") else [each]
+
+
+def _file(out: Path, entry: SuiteTask, suffix: str) -> Path:
+    return out / "tasks" / (re.sub(r"[^\w.-]", "_", entry.task) + suffix)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def _json(content: Any, option: int = 0) -> bytes:
+    return orjson.dumps(content, default=str, option=option | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+
+
+@contextlib.contextmanager
+def _rank_0_first(world: World) -> Iterator[None]:
+    """Rank 0 does what is within before the others: it writes what they read."""
+    if world.is_first:
+        failure: MindLLMError | None = None
+        try:
+            yield
+        except MindLLMError as error:
+            failure = error
+        raise_together(failure, "rank 0 cannot open the suite")
+    else:
+        raise_together(None, "rank 0 cannot open the suite")
+        yield
+
+
+class _NoBars(io.TextIOBase):
+    """Lets through to stderr what is no progress bar of tqdm's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and "it/s]" not in text:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr over the requests of one call."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # The true stderr: what stands in its place here is no terminal.
+    with Progress(*columns, console=Console(file=sys.__stderr__), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=done)
