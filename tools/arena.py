@@ -1,4 +1,4 @@
-"""Rank models by a judge: `python tools/arena.py --config configs/arena.yaml --output runs/arena`."""
+"""Rank models by a judge: `python tools/arena.py --config configs/arena/law.yaml --output runs/arena`."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ from mindllm_engine.evaluation.arena.ratings import (
     outcomes_of_ranks,
 )
 
-_ELO_ORDERS = 1000  # shuffled, for the mean and spread of Elo
+_ELO_ORDERS = 200  # shuffled, for the mean and spread of Elo
 _FEW_PROMPTS = 20  # with fewer the bootstrap's intervals are too narrow
 _CONFIDENCE = 0.95
 
@@ -107,14 +107,14 @@ def _ratings(
     names: Sequence[str], ranked: Sequence[Judgement], wins: Floats, strengths: Floats, samples: Floats, seed: int
 ) -> list[dict[str, Any]]:
     battles = [
-        (a, b, 0.5 if ranks[a] == ranks[b] else float(ranks[a] < ranks[b]))
-        for ranks in (judgement.ranks for judgement in ranked)
+        (a, b, 0.5 if ranks[a] == ranks[b] else float(ranks[a] < ranks[b]), prompt)
+        for ranks, prompt in ((judgement.ranks, judgement.prompt) for judgement in ranked)
         if ranks is not None
         for a, b in combinations(range(len(names)), 2)
     ]
-    first, second, score = (np.array(column) for column in zip(*battles, strict=True))
+    first, second, score, prompts = (np.array(column) for column in zip(*battles, strict=True))
     online = elo(first, second, score, len(names))
-    mean, spread = elo_over_orders(first, second, score, len(names), _ELO_ORDERS, seed)
+    mean, spread = elo_over_orders(first, second, score, prompts, len(names), _ELO_ORDERS, seed)
     ratings, bounds = on_elo_scale(strengths), interval(on_elo_scale(samples), _CONFIDENCE)
     win_rates = _shares(wins.sum(1), (wins + wins.T).sum(1))
     return [
@@ -184,8 +184,8 @@ def _warnings(counts: dict[str, Any], prompts: int, limited: bool) -> list[str]:
         warnings.append(f"only {prompts} prompts: the intervals are too narrow below {_FEW_PROMPTS}")
     if limited:
         warnings.append(
-            "some models never lost to others, so that their ratings have no maximum: each pair was given one tie more, "
-            "and the distance between them is that prior's"
+            "some models never lost to others, so that no ratings are likeliest: each pair was given one tie more, and "
+            "the distance between them is that tie's doing"
         )
     return warnings
 

@@ -13,8 +13,8 @@ def to_markdown(results: dict[str, Any], title: str) -> str:
         f"# {title}",
         "",
         f"{results['prompts_ranked']} prompts, {judged['ranked']} rankings of {judged['asked']} asked for "
-        f"({judged['failed']} failed, {judged['asked_again']} asked for twice). Intervals are of 95 %, from a bootstrap "
-        "over prompts.",
+        f"({judged['failed']} failed, {judged['asked_again']} asked for twice). Intervals are of 95 %, from a "
+        "bootstrap over prompts.",
         "",
         "| model | Bradley-Terry | interval | win rate | Elo, K = 32 | Elo over orders |",
         "|---|---:|---:|---:|---:|---:|",

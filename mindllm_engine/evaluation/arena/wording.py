@@ -50,8 +50,8 @@ _ZH = Wording(
 
 _EN = Wording(
     criteria=(
-        "You are a fair and careful judge. Compare the answers that several assistants gave to the same question by, in "
-        "this order:\n"
+        "You are a fair and careful judge. Compare the answers that several assistants gave to the same question by, "
+        "in this order:\n"
         "1. Correctness: facts and legal grounds are right and nothing is made up; reference material, where given, "
         "decides.\n"
         "2. Relevance: the answer meets what the user really asks and heeds what the conversation has said.\n"

@@ -54,20 +54,29 @@ def battles_of(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_online_elo_is_order_noise_that_more_prompts_do_not_cure() -> None:
+    """Every prompt judged twice: some 80 points whether there are 60 prompts or 240."""
     rng = np.random.default_rng(0)
-    for prompts in (100, 400):
-        battles = battles_of(ranked_arena(np.array([0.6, 0.2, -0.2, -0.6]), prompts, rng))
-        _, spread = elo_over_orders(*battles, models=4, orders=200, seed=1)
-        assert ((spread > 40) & (spread < 120)).all(), spread
+    for prompts in (60, 240):
+        ranks = np.repeat(ranked_arena(np.array([0.8, 0.3, 0.0, -1.1]), prompts, rng), 2, axis=0)
+        prompt = np.repeat(np.arange(prompts), 12)
+        _, spread = elo_over_orders(*battles_of(ranks), prompt, models=4, orders=100, seed=1)
+        assert 65 < spread.mean() < 100, spread
 
 
 def test_elo_over_orders_is_the_mean_of_orders_taken_one_by_one() -> None:
-    first, second, score = battles_of(ranked_arena(np.array([0.5, 0.0, -0.5]), 10, np.random.default_rng(3)))
-    mean, spread = elo_over_orders(first, second, score, 3, orders=20, seed=4)
-    order = np.random.default_rng(4).permuted(np.tile(np.arange(len(score)), (20, 1)), axis=1)
-    ratings = np.stack([elo(first[o], second[o], score[o], 3) for o in order])
-    np.testing.assert_allclose(mean, ratings.mean(0))
-    np.testing.assert_allclose(spread, ratings.std(0, ddof=1))
+    """Prompts of different numbers of battles, in orders that are taken apart by hand."""
+    ranks = ranked_arena(np.array([0.5, 0.0, -0.5]), 10, np.random.default_rng(3))
+    first, second, score = battles_of(ranks)
+    of_ranking = [4, 4, 7, 7, 7, 1, 2, 2, 9, 9]
+    mean, spread = elo_over_orders(first, second, score, np.repeat(of_ranking, 3), 3, orders=20, seed=4)
+    places = np.random.default_rng(4).permuted(np.tile(np.arange(5), (20, 1)), axis=1)
+    ratings = []
+    for place in places:
+        when = dict(zip([1, 2, 4, 7, 9], place.tolist(), strict=True))
+        rows = sorted(range(10), key=lambda row: when[of_ranking[row]])
+        ratings.append(elo(*battles_of(ranks[rows]), 3))
+    np.testing.assert_allclose(mean, np.mean(ratings, 0))
+    np.testing.assert_allclose(spread, np.std(ratings, 0, ddof=1))
 
 
 def maximiser(wins: np.ndarray) -> np.ndarray:
