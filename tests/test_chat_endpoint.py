@@ -276,6 +276,12 @@ def test_a_key_with_a_newline_is_refused_without_showing_it(monkeypatch: pytest.
     assert SECRET not in str(caught.value)
 
 
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with ChatServer(echo) as server, pytest.raises(ConfigError, match=r"pip install 'mindllm-engine\[eval\]'"):
+        ask(config_of(server), ["a"])
+
+
 def test_cached_answers_make_no_request_nor_need_a_server(tmp_path: Path) -> None:
     cache = str(tmp_path / "deep" / "cache.jsonl")
     with ChatServer(echo) as server:

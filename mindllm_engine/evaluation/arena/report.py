@@ -72,7 +72,9 @@ def plot(results: dict[str, Any]) -> bytes:
     np.fill_diagonal(shares, np.nan)
     right.imshow(shares, vmin=0, vmax=1, cmap=matplotlib.colormaps["RdYlGn"], aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
-        right.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=9)
+        share = shares[row, column]
+        color = "white" if abs(share - 0.5) > 0.4 else "black"  # the map is dark at its ends
+        right.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=color)
     right.set(
         xticks=rows, xticklabels=names, yticks=rows, yticklabels=names, title="How often the row beats the column"
     )
