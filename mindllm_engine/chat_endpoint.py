@@ -99,6 +99,8 @@ class ChatEndpoint:
     def __init__(self, config: EndpointConfig) -> None:
         config.validate()
         self.config = config
+        self.requests_sent = 0
+        """Requests that went to the server so far, those sent again included."""
         self._cache = AnswerCache(Path(config.cache)) if config.cache else None
         self._client: Any = None
         self._lock = threading.Lock()
@@ -217,6 +219,8 @@ class ChatEndpoint:
     def _send_once(self, request: dict[str, Any]) -> str:
         import openai
 
+        with self._lock:
+            self.requests_sent += 1
         url, seconds = self.config.url, self.config.timeout_seconds
         deadline = time.monotonic() + seconds
         try:

@@ -69,9 +69,9 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
     def second_time_right(request: dict[str, Any]) -> str | Reply:
         return Reply(status, b"busy") if len(server.requests) == 1 else echo(request)
 
-    with ChatServer(second_time_right) as server:
-        assert ask(config_of(server), ["a"]) == ["回声 a"]
-    assert len(server.requests) == 2
+    with ChatServer(second_time_right) as server, ChatEndpoint(config_of(server)) as endpoint:
+        assert endpoint.complete_many([[Message("user", "a")]]) == ["回声 a"]
+        assert endpoint.requests_sent == len(server.requests) == 2
 
 
 def test_a_server_is_waited_for_as_long_as_it_asks() -> None:
