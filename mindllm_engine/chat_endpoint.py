@@ -8,11 +8,12 @@ a second one sends nothing. Stands below every other floor: tuning/ distils from
 
 import contextlib
 import fcntl
+import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ _RETRIED_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSED_STATUS = frozenset({401, 403, 404})  # wrong for every request, not for one
 _LONGEST_REASON = 300  # characters
 _LINE_START = b'{"key":"'
+# Parameters that some models refuse, and what to send instead; "" is nothing.
+_OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": ""}
+
+logger = logging.getLogger(__name__)
 
 
 class ChatMessage(Protocol):
@@ -96,13 +101,14 @@ class ChatEndpoint:
         self.config = config
         self.requests_sent = 0
         """Requests that went to the server so far, those sent again included."""
-        self._cache = _AnswerCache(Path(config.cache)) if config.cache else None
+        self._cache = AnswerCache(Path(config.cache)) if config.cache else None
         self._client: Any = None
         self._lock = threading.Lock()
         self._answered = False
         self._fatal: str | None = None  # why no request can be answered
         self._stop: str | None = None  # why no more are sent
         self._silent_in_a_row = 0
+        self._refused_parameters: set[str] = set()
 
     def complete_many(
         self,
@@ -165,8 +171,9 @@ class ChatEndpoint:
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
-            except BaseException:
-                threads.shutdown(cancel_futures=True)  # an interrupt, or a full disk: send nothing more
+            except BaseException:  # an interrupt, or a full disk
+                self._stop = "interrupted"
+                threads.shutdown(cancel_futures=True)
                 raise
 
     def _answer(self, key: str, request: dict[str, Any]) -> str | EndpointFailure:
@@ -197,7 +204,19 @@ class ChatEndpoint:
                 self._stop = f"{self._silent_in_a_row} requests in a row got no reply"
 
     def _send(self, request: dict[str, Any]) -> str:
-        """One attempt."""
+        """One attempt; parameters that the model does not know are left out, or take the name that it knows."""
+        while True:
+            refused = frozenset(self._refused_parameters)
+            sent = {_OTHER_NAMES[name] if name in refused else name: value for name, value in request.items()}
+            sent.pop("", None)
+            try:
+                return self._send_once(sent)
+            except _ParameterError as error:
+                instead = _OTHER_NAMES[error.name] or "nothing"
+                logger.warning("%s refuses %s; it gets %s instead", self.config.model, error.name, instead)
+                self._refused_parameters.add(error.name)
+
+    def _send_once(self, request: dict[str, Any]) -> str:
         import openai
 
         with self._lock:
@@ -222,17 +241,22 @@ class ChatEndpoint:
             reason = f"{url}: no server answers ({reason}); start it, or set the endpoint's url"
             raise _FailedError(reason, may_pass=True, for_all=True, silent=True) from error
         except openai.APIStatusError as error:
-            raise self._status_error(error.status_code, error.response.text, error.response.headers) from error
+            raise self._status_error(error.status_code, error.response, request) from error
         except Exception as error:  # of the client's transport, where a reply breaks off
             reason = self._clean(f"the reply broke off: {error or type(error).__name__}")
             raise _FailedError(reason, may_pass=True) from error
 
-    def _status_error(self, status: int, body: str, headers: Mapping[str, str]) -> "_FailedError":
+    def _status_error(self, status: int, response: Any, sent: dict[str, Any]) -> Exception:
+        body = response.text
         with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError):
-            body = str(orjson.loads(body)["error"]["message"])
+            error = orjson.loads(body)["error"]
+            body = str(error["message"])
+            unknown = error.get("code") in ("unsupported_parameter", "unsupported_value")
+            if unknown and error.get("param") in _OTHER_NAMES.keys() & sent.keys():
+                return _ParameterError(error["param"])
         reason = self._clean(f"{status}: {body}")
         if status in _RETRIED_STATUS:
-            return _FailedError(reason, may_pass=True, wait_seconds=_seconds(headers.get("retry-after")))
+            return _FailedError(reason, may_pass=True, wait_seconds=_seconds(response.headers.get("retry-after")))
         if status not in _REFUSED_STATUS:
             return _FailedError(reason)
         name = self.config.api_key_env
@@ -272,7 +296,15 @@ class _FailedError(Exception):
         self.silent = silent
 
 
-class _AnswerCache:
+class _ParameterError(Exception):
+    """The model does not take a parameter that may be left out or named otherwise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class AnswerCache:
     """Request key -> answer, in a file that is only ever appended to: `{"key", "request", "answer"}` a line.
 
     Lines are appended under a lock between processes. The first answer to a request stays, so that all processes agree.
@@ -338,14 +370,19 @@ class _AnswerCache:
 def _request(
     model: str, chat: Sequence[ChatMessage], temperature: float, max_tokens: int
 ) -> tuple[str, dict[str, Any]]:
-    """(key, request): the key is the xxh3_128 of the request, whichever server it goes to."""
+    """(key, request) of a chat."""
     request = {
         "model": model,
         "messages": [{"role": message.role, "content": message.content} for message in chat],
         "temperature": float(temperature),
         "max_tokens": max_tokens,
     }
-    return xxhash.xxh3_128_hexdigest(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)), request
+    return request_key(request), request
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """What an answer is kept under: the xxh3_128 of the request, whichever server it goes to."""
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(request, option=orjson.OPT_SORT_KEYS))
 
 
 def _content(body: bytes) -> str:

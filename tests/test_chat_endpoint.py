@@ -69,9 +69,9 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
     def second_time_right(request: dict[str, Any]) -> str | Reply:
         return Reply(status, b"busy") if len(server.requests) == 1 else echo(request)
 
-    with ChatServer(second_time_right) as server:
-        assert ask(config_of(server), ["a"]) == ["回声 a"]
-    assert len(server.requests) == 2
+    with ChatServer(second_time_right) as server, ChatEndpoint(config_of(server)) as endpoint:
+        assert endpoint.complete_many([[Message("user", "a")]]) == ["回声 a"]
+        assert endpoint.requests_sent == len(server.requests) == 2
 
 
 def test_a_server_is_waited_for_as_long_as_it_asks() -> None:
@@ -142,6 +142,23 @@ def test_a_request_that_the_server_refuses_fails_at_once() -> None:
     assert "400" in answers[1].reason
     assert "4096" in answers[1].reason
     assert len(server.requests) == 3
+
+
+def test_parameters_that_a_model_refuses_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """As OpenAI's reasoning models refuse max_tokens, and every temperature but their own."""
+
+    def choosy(request: dict[str, Any]) -> str | Reply:
+        for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if name in request:
+                error = {"message": f"Unsupported: '{name}'", "param": name, "code": code}
+                return Reply(400, json.dumps({"error": error}).encode())
+        return f"{request['max_completion_tokens']}"
+
+    with ChatServer(choosy) as server:
+        assert ask(config_of(server, retries=0), [str(number) for number in range(20)], max_tokens=7) == ["7"] * 20
+    assert "m refuses max_tokens; it gets max_completion_tokens instead" in caplog.text
+    assert "m refuses temperature; it gets nothing instead" in caplog.text
+    assert len(server.requests) <= 20 + 2 * 8
 
 
 @pytest.mark.parametrize(
@@ -257,6 +274,12 @@ def test_a_key_with_a_newline_is_refused_without_showing_it(monkeypatch: pytest.
     with ChatServer(echo) as server, pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
         ask(config_of(server), ["a"])
     assert SECRET not in str(caught.value)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with ChatServer(echo) as server, pytest.raises(ConfigError, match=r"pip install 'mindllm-engine\[eval\]'"):
+        ask(config_of(server), ["a"])
 
 
 def test_cached_answers_make_no_request_nor_need_a_server(tmp_path: Path) -> None:
