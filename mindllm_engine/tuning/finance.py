@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from mindllm_engine.corpus.chat_template import Message
+from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.corpus.readers import expand_paths
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.tuning.prices import parse_moment, read_prices
@@ -28,7 +29,6 @@ from mindllm_engine.tuning.record_files import (
     write_json_lines,
     write_summary,
 )
-from mindllm_engine.tuning.records import read_json_lines
 
 _EXAMPLES = 20  # bad records named in the summary
 _EVERY = 1000  # records between calls of `show`

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mindllm_engine.corpus.chat_template import Message, Role
+from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.prepare import tokenizer_file
 from mindllm_engine.corpus.readers import expand_paths
@@ -26,7 +27,7 @@ from mindllm_engine.tuning.record_files import (
     write_json_lines,
     write_summary,
 )
-from mindllm_engine.tuning.records import messages_of, read_json_lines
+from mindllm_engine.tuning.records import messages_of
 
 _BATCH = 256  # records encoded at a time
 _EXAMPLES = 20  # bad records named in the summary

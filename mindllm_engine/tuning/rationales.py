@@ -14,9 +14,10 @@ from typing import Any
 
 from mindllm_engine.chat_endpoint import ChatEndpoint, EndpointConfig, EndpointFailure
 from mindllm_engine.corpus.chat_template import Message
+from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.tuning.record_files import fill, message_rows, write_json_lines, write_summary
-from mindllm_engine.tuning.records import BadRecord, messages_of, read_json_lines
+from mindllm_engine.tuning.records import BadRecord, messages_of
 
 CONCLUSION = "结论："
 
