@@ -32,8 +32,8 @@ DESCRIPTION = "Show what a tuning learns: the tokens of its samples, coloured by
 class InspectTuning(TuneConfig):
     """A tuning's configuration, and what to look at."""
 
-    samples: str = "0,1,2"
-    """Numbers of global samples to print, such as 0,17,4000."""
+    samples: str | None = None
+    """Numbers of global samples to print, such as 0,17,4000; empty for the first three."""
     html: str | None = None
     """File to write them to as a page, too."""
 
@@ -48,8 +48,8 @@ class InspectPrefix:
     """Tokens in a sample."""
     tokenizer: str | None = None
     """The tokenizer it was made with; empty to print ids."""
-    samples: str = "0,1,2"
-    """Numbers of samples to print, such as 0,17,4000."""
+    samples: str | None = None
+    """Numbers of samples to print, such as 0,17,4000; empty for the first three."""
     html: str | None = None
     """File to write them to as a page, too."""
 
@@ -95,8 +95,10 @@ def open_prefix(arguments: InspectPrefix) -> tuple[Loader, TextTokenizer | None]
     return Loader(plan, [file], file.manifest.vocab_size, 0, 1), tokenizer
 
 
-def numbers(asked: str, samples: int) -> list[int]:
+def numbers(asked: str | None, samples: int) -> list[int]:
     """The samples to show of a plan that has `samples`. Raises ConfigError for one that it has not."""
+    if asked is None:
+        return list(range(min(3, samples)))
     parts = [part.strip() for part in asked.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(f"samples: '{asked}' is no list of sample numbers; give one such as 0,17,4000")

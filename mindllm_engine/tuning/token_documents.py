@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import xxhash
+from rich.console import Console
+from rich.progress import track
 
 from mindllm_engine.corpus.holdout import is_held_out
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer
@@ -207,7 +209,9 @@ def _write(
 
     with builder("train", name) as train, builder("heldout", f"{name}.heldout") as held_out:
         parts = {"train": _Part(train, report.train), "heldout": _Part(held_out, report.heldout)}
-        for document in documents:
+        console = Console(stderr=True)
+        title = f"{name}: records to tokens"
+        for document in track(documents, title, total=None, console=console, disable=not console.is_terminal):
             if isinstance(document, Document):
                 check_document(document, tokenizer)
                 parts["heldout" if is_held_out(document.key, heldout) else "train"].append(document)

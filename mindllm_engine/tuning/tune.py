@@ -11,12 +11,13 @@ from pathlib import Path
 from mindllm_engine.corpus.chat_template import ChatTemplate
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.prepare import expand_path
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.training.checkpoint import load_state, newest_checkpoint, step_of
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
-from mindllm_engine.training.setup import check_before_data
+from mindllm_engine.training.setup import check_before_data, make_plan
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, model_config
 from mindllm_engine.tuning.config import TuneConfig
 from mindllm_engine.tuning.merging import merge_run
@@ -35,9 +36,8 @@ def tune(config: TuneConfig) -> None:
     """
     prepared = prepare(config)
     if environment_world().is_first:
-        for name, report in prepared.reports.items():
-            for line in report.lines(name):
-                print(f"tuning: {line}", file=sys.stderr, flush=True)
+        for line in report_lines(prepared):
+            print(f"tuning: {line}", file=sys.stderr, flush=True)
     stage = TuningStage if config.tuning.dpo is None else PreferenceStage
     pretrain(prepared.run, stage(prepared.config, prepared.template))
     run = Path(config.run.dir)
@@ -78,6 +78,26 @@ def prepare(config: TuneConfig) -> PreparedTuning:
     run.data.sources = {name: made.train for name, made in files.items()}
     run.data.heldout = {name: made.heldout for name, made in files.items() if made.heldout is not None}
     return PreparedTuning(run, config, template, {name: made.report for name, made in files.items()})
+
+
+def report_lines(prepared: PreparedTuning) -> list[str]:
+    """What will be trained on, for people: records, how they fill samples, and how often the run reads them.
+
+    Raises:
+        DataError, ConfigError: the sources cannot give what the blocks ask for.
+    """
+    plan = make_plan(prepared.run, {name: TokenFile(prefix) for name, prefix in prepared.run.data.sources.items()})
+    lines = []
+    for number, source in enumerate(plan.sources):
+        lines += prepared.reports[source.name].lines(source.name)
+        epochs = float(sum(plan.epochs_in(block, number) for block in plan.blocks))
+        for seq_len, samples in source.epoch_samples.items():
+            filled = source.tokens / (samples * (seq_len + 1))
+            lines.append(
+                f"{source.name}: an epoch is {samples:,} samples of {seq_len:,} tokens, {filled:.1%} filled; the run "
+                f"reads {epochs:.2f}"
+            )
+    return lines
 
 
 def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:

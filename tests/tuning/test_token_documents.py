@@ -1,5 +1,6 @@
 """Records as token files: what of them is learnt, dropped, cut or held out, and what the files are found again by."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,11 @@ import orjson
 import pytest
 
 from mindllm_engine.corpus.open_tokenizer import open_tokenizer
+from mindllm_engine.data.loader import IGNORED, Loader
 from mindllm_engine.data.token_files import TokenFile
+from mindllm_engine.errors import DataError
+from mindllm_engine.training.setup import make_plan
+from mindllm_engine.tuning.token_documents import Document, check_document
 from mindllm_engine.tuning.tune import prepare
 from tests.tuning.tiny_tuning import (
     SEQ_LEN,
@@ -160,3 +165,51 @@ def test_another_template_or_text_makes_other_token_files(tuning: Path) -> None:
         file.write('{"instruction": "Hi", "output": "Hello"}\n')
     prepare(read_tuning(tuning))
     assert len(list((tuning.parent / "tokens").glob("sums_*"))) == len(made) + 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([1, 5, 6, 2], [0, 0, 0, 0], "no token of it is learnt"),
+        ([1, 5, 6, 7], [0, 0, 1, 1], "does not end in </s>"),
+        ([1, 5, 6, 2], [0, 0, 1, 0], "a </s> in it is not learnt"),
+        ([1, 5, 2, 6, 2], [0, 0, 0, 1, 1], "a </s> in it is not learnt"),
+        ([1, 5, 6, 2], [0, 0, 1, 1], None),
+        ([2, 5, 6, 2], [0, 0, 1, 1], None),  # one symbol for both ends
+    ],
+)
+def test_what_must_never_be_trained_on_is_refused(
+    base: Path, ids: list[int], mask: list[int], message: str | None
+) -> None:
+    document = Document("a.jsonl:3", b"", np.array(ids, np.int32), np.array(mask, np.uint8), 1)
+    tokenizer = open_tokenizer(base / "tokenizer.model")
+    if message is None:
+        check_document(document, tokenizer)
+        assert document.mask.any()
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        check_document(document, tokenizer)
+    assert str(caught.value).startswith("a.jsonl:3: ")
+
+
+def test_places_that_no_record_fills_are_never_the_end_symbol(tuning: Path) -> None:
+    run = prepare(read_tuning(tuning)).run
+    files = {name: TokenFile(prefix) for name, prefix in run.data.sources.items()}
+    plan = make_plan(run, dict(files))
+    loader = Loader(plan, list(files.values()), run.model.selected.vocab_size, 0, 1)
+    batch = loader.read(np.arange(plan.samples))
+    learnt_before = False
+    padding = 0
+    ends = 0
+    for begin, end in itertools.pairwise(batch.cu_seqlens.tolist()):
+        tokens, targets = batch.tokens[begin:end], batch.targets[begin:end]
+        if int(tokens[0]) != 1:  # every record begins with <s>
+            assert not tokens.any()
+            assert (targets == IGNORED).all()
+            padding += end - begin
+        else:
+            learnt_before |= bool((targets != IGNORED).any())
+            ends += int((targets == 2).sum())
+    assert learnt_before
+    assert padding > 0
+    assert ends == sum(1 for begin in batch.cu_seqlens.tolist()[:-1] if int(batch.tokens[begin]) == 1)

@@ -58,28 +58,36 @@ def make_tokenizer(path: Path, special_tokens: bool = True) -> Tokenizer:
     return train_tokenizer(texts, TOKENIZER_IDS, path, special_tokens)
 
 
-def base_run(folder: Path, network: str = "mindllm", steps: int = 4, special_tokens: bool = True) -> Path:
-    """The run folder of a network pre-trained for a few steps on the records' text."""
+def base_run(
+    folder: Path,
+    network: str = "mindllm",
+    steps: int = 4,
+    special_tokens: bool = True,
+    tokenizer: Path | None = None,
+    seq_len: int = SEQ_LEN,
+) -> Path:
+    """The run folder of a network pre-trained for a few steps on the records' text; by default with a tokenizer of
+    that text."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(folder / "made.model", special_tokens)
+    tokens = Tokenizer(tokenizer) if tokenizer is not None else make_tokenizer(folder / "made.model", special_tokens)
     documents = [
-        [tokenizer.bos_id, *tokenizer.encode(" ".join(record.values())), tokenizer.eos_id]
+        [tokens.bos_id, *tokens.encode(" ".join(record.values())), tokens.eos_id]
         for lang in ("en", "zh")
         for record in sums(200, 8, lang)
     ]
     with TokenFileBuilder(
-        folder / "text", "uint16", name="text", lang="en", category="web", tokenizer_hash=tokenizer.hash,
-        vocab_size=tokenizer.vocab_size,
+        folder / "text", "uint16", name="text", lang="en", category="web", tokenizer_hash=tokens.hash,
+        vocab_size=tokens.vocab_size,
     ) as builder:  # fmt: skip
         builder.append_many(np.concatenate(documents), np.array(list(map(len, documents))), 1000)
-    sizes = {"vocab_size": TOKENIZER_IDS + 12, "hidden_size": 64, "n_layers": 2, "max_seq_len": SEQ_LEN}
+    sizes = {"vocab_size": tokens.vocab_size + 12, "hidden_size": 64, "n_layers": 2, "max_seq_len": seq_len}
     config = {
         "run": {"dir": str(folder / "run"), "seed": 3},
         "model": {network: sizes | NETWORKS[network]},
         "data": {
             "seq_len": SEQ_LEN,
             "sources": {"text": str(folder / "text")},
-            "tokenizer": str(tokenizer.model_path),
+            "tokenizer": str(tokens.model_path),
             "blocks": [{"max_epochs": 100}],
         },
         "optim": {"lr": 3e-3, "schedule": {"kind": "linear", "warmup_steps": 1}},
