@@ -121,12 +121,12 @@ class PreferenceStage(TuningStage):
         base = base_checkpoint(config)
         self.reference = identity(base)
         begun_with = Path(config.run.dir) / REFERENCE_FILE
-        if newest_checkpoint(Path(config.run.dir) / "checkpoints") is not None and begun_with.exists():
-            if begun_with.read_text() != self.reference:
-                raise ConfigError(
-                    f"run.init_from: {base} is not the reference that this run began with ({begun_with}); name that "
-                    "checkpoint, or choose another run.dir"
-                )
+        resumed = newest_checkpoint(Path(config.run.dir) / "checkpoints") is not None
+        if resumed and begun_with.exists() and begun_with.read_text() != self.reference:
+            raise ConfigError(
+                f"run.init_from: {base} is not the reference that this run began with ({begun_with}); name that "
+                "checkpoint, or choose another run.dir"
+            )
         files = [file for file in (*data.sources, *data.heldout) if isinstance(file, TokenFile)]
         if len(files) < len(data.sources) + sum(file is not None for file in data.heldout):
             raise ConfigError("tuning.dpo: pairs must lie on this machine")
