@@ -15,17 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindllm_engine.corpus.prepare import expand_path
+from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.loader import IGNORED, Batch, Loader, PendingBatch
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.training.checkpoint import identity, newest_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.setup import DTYPES, Data
 from mindllm_engine.training.stage import Losses
 from mindllm_engine.tuning.reference_scores import ReferenceScores, reference_scores, sequence_key
 from mindllm_engine.tuning.tuning_stage import TuningStage, base_checkpoint
+
+# In the run folder: the identity of the reference's checkpoint.
+REFERENCE_FILE = "reference.txt"
 
 
 @dataclass(frozen=True)
@@ -111,18 +116,32 @@ class PreferenceStage(TuningStage):
         """See `Stage.open_loader`. Makes the reference's scores, unless their file is there.
 
         Raises:
-            ConfigError: a remote source, whose masks cannot be read.
+            ConfigError: a remote source, whose masks cannot be read; or the run has begun with another reference.
         """
+        base = base_checkpoint(config)
+        self.reference = identity(base)
+        begun_with = Path(config.run.dir) / REFERENCE_FILE
+        resumed = newest_checkpoint(Path(config.run.dir) / "checkpoints") is not None
+        if resumed and begun_with.exists() and begun_with.read_text() != self.reference:
+            raise ConfigError(
+                f"run.init_from: {base} is not the reference that this run began with ({begun_with}); name that "
+                "checkpoint, or choose another run.dir"
+            )
         files = [file for file in (*data.sources, *data.heldout) if isinstance(file, TokenFile)]
         if len(files) < len(data.sources) + sum(file is not None for file in data.heldout):
             raise ConfigError("tuning.dpo: pairs must lie on this machine")
         folder = Path(expand_path(self.config.tuning.dir))
         dtype = DTYPES[config.train.precision]
-        self.scores = reference_scores(files, base_checkpoint(config), dtype, folder, world)
+        self.scores = reference_scores(files, base, dtype, folder, world)
         vocab_size = config.model.selected.vocab_size
         loader = PairLoader(data.plan, data.sources, vocab_size, world.rank, world.world_size, config.data.verify)
         loader.scores = self.scores
         return loader
+
+    def write_run_files(self, folder: Path) -> None:
+        """See `Stage.write_run_files`."""
+        super().write_run_files(folder)
+        write_atomically(folder / REFERENCE_FILE, self.reference.encode())
 
     def heldout_batches(self, config: RunConfig, data: Data, world: World) -> list[Batch]:
         """See `Stage.heldout_batches`."""
