@@ -28,9 +28,10 @@ import torch
 
 from benchmarks.peers import versions
 from mindllm_engine.corpus.open_tokenizer import open_tokenizer
+from mindllm_engine.distributed.process_group import start_processes
 from mindllm_engine.evaluation.gpt_neo_checkpoint import save_hf_checkpoint
 from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.training.scoring import PACK_TOKENS, _packs, token_losses
+from mindllm_engine.training.scoring import PACK_TOKENS, packs_of, token_losses
 from mindllm_engine.training.weights import TOKENIZER_FILE, load_model
 from mindllm_engine.tuning.entropy import PlainText
 from mindllm_engine.tuning.records import Record, read_records
@@ -130,7 +131,7 @@ def rows(run: Path, sequences: list[Ids], precision: str, folder: Path) -> Itera
     by_length = sorted(order, key=lambda number: -lengths[number])
     contenders = [
         Contender(
-            "ours", list(_packs(lengths, PACK_TOKENS)), lambda g: packed_score(network, sequences, means["ours"], g)
+            "ours", list(packs_of(lengths, PACK_TOKENS)), lambda g: packed_score(network, sequences, means["ours"], g)
         ),
         Contender("random", cut(order), lambda g: padded_score(peer, sequences, means["random"], g)),
         Contender("sorted", cut(by_length), lambda g: padded_score(peer, sequences, means["sorted"], g)),
@@ -182,6 +183,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: both")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     arguments = parser.parse_args()
+    start_processes()  # as training and scoring run: freed memory stays in the process, for both sides
     model, config = load_model(arguments.run, torch.device("cpu"))
     sequences = read_sequences(arguments.run, arguments.records, arguments.count, config.selected.max_seq_len)
     document: dict[str, Any] = {

@@ -31,7 +31,7 @@ def token_losses(
     by rounding alone.
     """
     previous: tuple[list[int], Tensor] | None = None
-    for pack in _packs([len(sequence) for sequence in sequences], pack_tokens):
+    for pack in packs_of([len(sequence) for sequence in sequences], pack_tokens):
         launched = pack, _losses(model, [sequences[number] for number in pack])
         if previous is not None:
             yield from _read(*previous, sequences)
@@ -40,7 +40,7 @@ def token_losses(
         yield from _read(*previous, sequences)
 
 
-def _packs(lengths: list[int], pack_tokens: int) -> Iterator[list[int]]:
+def packs_of(lengths: list[int], pack_tokens: int) -> Iterator[list[int]]:
     """The numbers of the sequences of each pack. Sequences of like length come together: attention on a CPU then meets
     few shapes."""
     pack: list[int] = []
