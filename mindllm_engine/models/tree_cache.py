@@ -167,11 +167,12 @@ def _attend_block(
     ]
     shared = sum(keys.shape[1] for keys, _ in before)
     width = shared + max(keys.stop - keys.start for keys in own)
-    scores = torch.full((q.shape[0], rows.stop - first, width), -math.inf, dtype=score_dtype, device=q.device)
+    scores = torch.empty(q.shape[0], rows.stop - first, width, dtype=score_dtype, device=q.device)
+    scores[:, :, shared:] = -math.inf  # a part's keys are no other part's
     q_block = q[:, rows].to(score_dtype)
     column = 0
     for keys, _ in before:
-        scores[:, :, column : column + keys.shape[1]] = torch.bmm(q_block, keys.to(score_dtype).mT)
+        torch.bmm(q_block, keys.to(score_dtype).mT, out=scores[:, :, column : column + keys.shape[1]])
         column += keys.shape[1]
     for part, keys_of_part in zip(block.parts, own, strict=True):
         part_rows = slice(part.rows.start - first, part.rows.stop - first)
