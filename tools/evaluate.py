@@ -1,10 +1,8 @@
-"""Ask a network benchmarks: `python tools/evaluate.py --run runs/demo --out runs/demo/evaluation --suite FILE`.
+"""Ask a network benchmarks: `python tools/evaluate.py --run runs/demo --suite FILE`.
 
 With several processes: `torchrun --nproc-per-node 2 -- tools/evaluate.py ...`; the results are the same. (Without the
 `--`, torchrun takes `--run` for one of its own options.)
 """
-
-from pathlib import Path
 
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.distributed.process_group import start_processes, stop_processes
@@ -21,8 +19,8 @@ def main() -> None:
     finally:
         stop_processes()
     if results is not None:
-        print(Path(arguments.out, "results.md").read_text(encoding="utf-8"))
-        print(f"results  {arguments.out}/results.json")
+        print((arguments.folder / "results.md").read_text(encoding="utf-8"))
+        print(f"results  {arguments.folder}/results.json")
 
 
 if __name__ == "__main__":

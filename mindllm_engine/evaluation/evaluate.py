@@ -41,9 +41,10 @@ class EvaluateArguments:
 
     run: str
     """The run folder, or one of its checkpoints."""
-    out: str
-    """Folder for results.json, results.md and, in tasks/, each task's results and answers to every question. A task
-    whose results lie there already, for the same network and settings, is not asked again."""
+    out: str | None = None
+    """Folder for results.json, results.md and, in tasks/, each task's results and answers to every question; by default
+    `evaluation/<suite>` in the run folder, where tools/report.py looks. A task whose results lie there already, for the
+    same network and settings, is not asked again."""
     suite: str | None = None
     """YAML file with tasks, such as configs/evaluation/local.yaml."""
     tasks: list[str] = field(default_factory=list)
@@ -64,6 +65,17 @@ class EvaluateArguments:
     """Tokens in a forward. It changes speed and memory, not results."""
     batch_size: int = 64
     """Prompts that decode together. It changes speed and memory, not results."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go. Raises CheckpointError where `run` holds no checkpoint."""
+        if self.out is not None:
+            return Path(self.out)
+        return (
+            find_checkpoint(Path(self.run)).parents[1]
+            / "evaluation"
+            / (Path(self.suite).stem if self.suite else "tasks")
+        )
 
     def validate(self) -> None:
         """Raises ConfigError naming the option that cannot be."""
@@ -87,7 +99,7 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
     if not arguments.hub:  # read when those libraries are first imported, which is below
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     suite = read_suite(arguments.suite) if arguments.suite else suite_of(arguments.tasks)
-    out = Path(arguments.out)
+    out = arguments.folder
     lm, checkpoint = _open_model(arguments, world)
     with _rank_0_first(world):
         manager = open_suite(suite, out / "local_tasks", data_folder(arguments.data))
@@ -201,7 +213,7 @@ def _ask(
             model=lm,
             tasks=built,
             task_manager=manager,
-            limit=arguments.limit,
+            limit=min(filter(None, (arguments.limit, entry.limit)), default=None),
             bootstrap_iters=BOOTSTRAP_ROUNDS if lm.world.is_first else 0,
             log_samples=True,
         )

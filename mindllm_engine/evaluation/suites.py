@@ -9,6 +9,7 @@
         metric: acc                  the figure that a table shows
         chance: 0.25                 what guessing gets of it
         paper: mmlu                  its name in configs/paper/tables.yaml
+        limit: 10                    ask the first so many questions of each of its tasks only
         data_files: {test: my.jsonl} the questions from local files (own tasks only), seen from the data folder
 
 `open_suite` writes what must be written (task files over local questions), checks every name and every local question,
@@ -51,6 +52,7 @@ class SuiteTask:
         metric: the metric that tables show, as lm-eval names it.
         chance: what guessing gets, a fraction of one; None where it differs from question to question.
         paper: the task's name in the paper's tables, None where they have none.
+        limit: questions asked of each of its tasks, the first ones; None for all.
         data_files: split -> file of JSON lines, in the place of the hub.
     """
 
@@ -60,6 +62,7 @@ class SuiteTask:
     metric: str = "acc"
     chance: float | None = None
     paper: str | None = None
+    limit: int | None = None
     data_files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -190,6 +193,8 @@ def _entry(content: Any, where: str) -> SuiteTask:
         raise ConfigError(f"{where}: chance: expected a fraction from 0 to below 1, found {chance!r}")
     if not isinstance(entry.metric, str):
         raise ConfigError(f"{where}: metric: expected a name, found {entry.metric!r}")
+    if entry.limit is not None and (type(entry.limit) is not int or entry.limit < 1):
+        raise ConfigError(f"{where}: limit: expected a whole number from 1, found {entry.limit!r}")
     if not isinstance(entry.data_files, dict) or not all(isinstance(file, str) for file in entry.data_files.values()):
         raise ConfigError(f"{where}: data_files: expected split: file, found {entry.data_files!r}")
     own = [path.stem for path in OWN_TASKS.glob("mindllm_*.yaml")]
