@@ -27,7 +27,6 @@ from mindllm_engine.tuning.token_documents import Document
 from tests.models.test_gpt_neo import CONFIG as NEO
 from tests.models.test_gpt_neo import peer
 from tests.training.tiny_run import records as metrics
-from tests.tuning import tiny_tuning
 from tests.tuning.tiny_tuning import base_run, launch, make_tokenizer, sums, tune_here, write_records, write_tuning
 
 CPU = torch.device("cpu")
@@ -55,9 +54,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def long_base(folder: Path, network: str, steps: int = 4) -> Path:
     """A base run that takes sequences long enough for pairs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_tuning, "SEQ_LEN", SEQ_LEN)
-        return base_run(folder, network, steps)
+    return base_run(folder, network, steps, seq_len=SEQ_LEN)
 
 
 @pytest.fixture
