@@ -19,7 +19,8 @@ from mindllm_engine.corpus.open_tokenizer import open_tokenizer
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.gpt_neo_checkpoint import save_hf_checkpoint
 from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.training.weights import load_model
+from mindllm_engine.training.weights import find_checkpoint, load_model
+from mindllm_engine.tuning.entropy import PlainText, Scorer
 from mindllm_engine.tuning.records import Record, read_records
 from mindllm_engine.tuning.score_files import ScoreConfig, score_files
 from tests.tuning.scored_run import MAX_TOKENS, columns, make_records, make_run, write_records
@@ -234,6 +235,22 @@ def test_what_is_too_long_is_dropped_on_demand(folder: Path, tmp_path: Path) -> 
     row = pq.read_table(score(folder, tmp_path / "out", records=[str(path)], too_long="drop")).to_pylist()[0]
     assert (row["status"], row["response_entropy"]) == ("dropped", None)
     assert f"the network takes {MAX_TOKENS}" in row["reason"]
+
+
+def test_a_checkpoint_may_be_named(folder: Path) -> None:
+    checkpoint = find_checkpoint(folder / "run")
+    assert score(folder, "named", run=str(checkpoint)).read_bytes() == score(folder, "unnamed").read_bytes()
+
+
+def test_a_network_without_a_finite_loss_scores_nothing(folder: Path) -> None:
+    network, _ = load_model(folder / "run", torch.device("cpu"))
+    with torch.no_grad():
+        network.embedding[50:].fill_(float("nan"))
+    tokenizer = open_tokenizer(folder / "run" / "tokenizer.model")
+    scorer = Scorer(network, tokenizer, PlainText(tokenizer), "cut", pack_tokens=1000)
+    found = scorer.scores(list(read_records(folder / "some.jsonl")))
+    assert {row.reason for row in found if row.status == "bad"} == {"the network's loss is not finite"}
+    assert all(row.response_entropy is row.ifd is None for row in found if row.status == "bad")
 
 
 def test_no_record_at_all(folder: Path, tmp_path: Path) -> None:
