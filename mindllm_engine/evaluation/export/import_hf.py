@@ -110,15 +110,21 @@ def _config_file(config: ModelConfig) -> str:
 
 
 def save_weights(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: str, folder: Path) -> None:
-    """A checkpoint of step 0 that holds master weights only."""
+    """Write a checkpoint of step 0 that holds master weights only to the folder of a run's checkpoints.
+
+    Raises CheckpointError if it cannot be written.
+    """
     parts = {
         f"master/{name}": Parts(parameter.numel(), torch.float32, {0: parameter.detach().reshape(-1)})
         for name, parameter in model.named_parameters()
     }
     writer = ShardWriter(rank=0, keep=0, keep_every=0)
-    writer.checkpoint = checkpoint_of(folder, 0)
+    writer.checkpoint = checkpoint = checkpoint_of(folder, 0)
     writer.state = CheckpointState(step=0, next_sample=0, model=asdict(config), plan={}, tokenizer_hash=tokenizer_hash)
     try:
         dcp.save(parts, storage_writer=writer, planner=PartSavePlanner(), no_dist=True)
     except CheckpointException as failure:
-        raise first_failure(failure) from failure
+        error = first_failure(failure)
+        if not isinstance(error, CheckpointError):
+            raise error from failure
+        raise CheckpointError(f"{checkpoint}: cannot be written ({error}); free space, or write elsewhere") from error
