@@ -63,6 +63,15 @@ class PaperValue:
     source: str
     from_paper: bool
 
+    @property
+    def text(self) -> str:
+        """For tables: with a star where it is not the paper's own figure (`OTHERS`)."""
+        return f"{self.value:g} {self.unit}" + ("" if self.from_paper else " *")
+
+
+# What the star stands for.
+OTHERS = "* quoted or measured by others, not from the paper itself (configs/paper/tables.yaml says by whom)"
+
 
 def read_tables(path: str | Path = TABLES) -> tuple[Table, ...]:
     """Every table of the file.

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from mindllm_engine.errors import DataError
-from mindllm_engine.evaluation.paper_tables import paper_value
+from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
 from mindllm_engine.html_page import number_cell, shown, table
 
 # Of networks, by class: whose figures in the paper stand beside ours.
@@ -52,7 +52,7 @@ def evaluation_tables(evaluations: Mapping[str, dict[str, Any]], network: str) -
         yield (
             "<p class=note>= chance: the interval holds what guessing gets, so that nothing can be said to be known. "
             "The paper's networks have 1.3 and 3 billion parameters: beside smaller ones their figures say how far it "
-            "is, not what to expect. A dash: not to be found.</p>"
+            f"is, not what to expect. {OTHERS}. A dash: not to be found.</p>"
         )
 
 
@@ -73,6 +73,6 @@ def score_row(entry: Mapping[str, Any], score: Mapping[str, Any], model: str) ->
         figure(score["value"]),
         interval,
         figure(score["chance"]),
-        "–" if published is None else f"{published.value:g} {published.unit}",
+        "–" if published is None else published.text,
     )
     return "<tr>" + "".join(f"<td>{shown(word)}</td>" for word in words) + "".join(map(number_cell, numbers)) + "</tr>"

@@ -10,7 +10,7 @@ from typing import Any
 
 from mindllm_engine.evaluation.confidence import wilson
 from mindllm_engine.evaluation.group_averages import group_averages
-from mindllm_engine.evaluation.paper_tables import paper_value
+from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
 from mindllm_engine.evaluation.readings import READINGS, CandidateScores
 from mindllm_engine.evaluation.suites import Suite, SuiteTask
 
@@ -130,6 +130,8 @@ def markdown_table(results: Mapping[str, Any], suite: Suite, paper_model: str) -
             lines.append(_row(entry, score, paper_model))
             if score["at_chance"]:
                 at_chance.append(f"{entry.task} ({score['metric'].split(',')[0]})")
+    if any(line.endswith(" * |") for line in lines):
+        lines += ["", OTHERS]
     if at_chance:
         lines += ["", f"Indistinguishable from chance (the 95 % interval holds it): {', '.join(at_chance)}."]
     notes = [
@@ -160,7 +162,7 @@ def _row(entry: SuiteTask, score: Mapping[str, Any], paper_model: str) -> str:
         percent(score["stderr"]),
         interval + (" = chance" if score["at_chance"] else ""),
         percent(score["chance"]),
-        "–" if published is None else f"{published.value:g} ({published.unit})",
+        "–" if published is None else published.text,
     ]
     return "| " + " | ".join(shown) + " |"
 
