@@ -119,7 +119,7 @@ def write_tokenizer(
         "pad_token": name_of[pad_id(tokenizer, special)],
         "additional_special_tokens": [token for token in special if token not in ("<unk>", "<s>", "</s>")],
         "clean_up_tokenization_spaces": False,
-        # Without token_type_ids, which the class gives by default and GPT-Neo adds to its embeddings, in silence.
+        # Without token_type_ids, which 4.57 gives by default and GPT-Neo adds to its embeddings, in silence.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_seq_len,
         "padding_side": "left",
