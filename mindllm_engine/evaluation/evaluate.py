@@ -110,6 +110,8 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
         if found is None:
             built = _built(replace(suite, tasks=(entry,)), manager, entry)
             found = _ask(lm, entry, built, manager, arguments, settings, out)
+            if world.is_first:
+                print(f"asked {entry.task} in {found['seconds']:.0f} s", file=sys.stderr, flush=True)
         results["entries"][entry.task] = found
     if not world.is_first:
         return None
@@ -316,6 +318,7 @@ def show_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     # The true stderr: what stands in its place here is no terminal.
-    with Progress(*columns, console=Console(file=sys.__stderr__), transient=True) as bar:
+    console = Console(file=sys.__stderr__)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, advance=done)
