@@ -276,7 +276,7 @@ def test_another_reference_has_another_file(tuning: Path, base: Path) -> None:
     tune_here(tuning, "--train.steps", "1", "--train.precision", "bf16", "--run.dir", str(tuning.parent / "third"))
     assert len(list((tuning.parent / "tokens").glob("reference-*.npz"))) == 3
     with pytest.raises(ConfigError, match=r"run.init_from: .* is not the reference that this run began with"):
-        tune_here(tuning, "--run.init_from", str(other))
+        tune_here(tuning, "--train.steps", "1", "--run.init_from", str(other))
 
 
 def test_a_damaged_reference_file_is_named(tuning: Path) -> None:
