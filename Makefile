@@ -49,7 +49,7 @@ STAGES = runs/stages
 TORCHRUN = $(BIN)/torchrun --nproc-per-node $(PROCESSES) --
 stages: $(VENV)/.installed-dev
 	$(BIN)/python tools/prepare_corpus.py --config configs/stages/gpt_neo.yaml
-	$(BIN)/python tools/make_arithmetic.py --out data/stages/arithmetic
+	$(BIN)/python tools/make_arithmetic.py --out data/stages/arithmetic --largest 19
 	for run in $(STAGES)/gpt_neo $(STAGES)/mindllm; do \
 	  $(TORCHRUN) tools/pretrain.py --config configs/stages/$$(basename $$run).yaml && \
 	  $(TORCHRUN) tools/tune.py --config configs/stages/tune.yaml --run.init_from $$run --run.dir $${run}_tuned && \
