@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mindllm_engine.data.loss_mask import SUPERVISED
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.evaluation.baselines import BigramModel, UnigramModel, bits_per_byte, xz_bits_per_byte
 from mindllm_engine.training.setup import Data
@@ -14,7 +15,8 @@ from mindllm_engine.training.setup import Data
 class ReportRow:
     """One source, language, or everything. Losses in nats a token, the rest in bits per byte.
 
-    `unigram` and `bigram` are models of all training tokens, `own_bigram` one of this source's alone.
+    `unigram` and `bigram` are models of all training tokens, `own_bigram` one of this source's alone; None where only
+    parts of the text are learnt (tuning), which such models cannot be compared on.
     """
 
     name: str
@@ -24,43 +26,66 @@ class ReportRow:
     loss_after: float
     bpb_before: float
     bpb_after: float
-    unigram: float
-    bigram: float
-    own_bigram: float
+    unigram: float | None = None
+    bigram: float | None = None
+    own_bigram: float | None = None
     xz: float | None = None
 
 
 def make_rows(data: Data, vocab_size: int, before: dict[str, Any], after: dict[str, Any]) -> list[ReportRow]:
     """The table: one row for each source with held-out text, each language, and everything."""
-    sources = [source if isinstance(source, TokenFile) else source.whole() for source in data.sources]
-    unigram, bigram = UnigramModel(sources, vocab_size), BigramModel(sources, vocab_size)
-    rows: list[ReportRow] = []
-    targets: list[int] = []
-    texts: list[bytes] = []
-    for name, source, heldout in zip(data.names, sources, data.heldout, strict=True):
-        if heldout is None or f"heldout_bpb/{name}" not in after or f"heldout_bpb/{name}" not in before:
-            continue
-        text_bytes = heldout.manifest.text_bytes
-        rows.append(
-            ReportRow(
-                name=name,
-                lang=heldout.manifest.lang,
-                heldout_bytes=text_bytes,
-                loss_before=before[f"heldout_loss/{name}"],
-                loss_after=after[f"heldout_loss/{name}"],
-                bpb_before=before[f"heldout_bpb/{name}"],
-                bpb_after=after[f"heldout_bpb/{name}"],
-                unigram=bits_per_byte(unigram.nats(heldout), text_bytes),
-                bigram=bits_per_byte(bigram.nats(heldout), text_bytes),
-                own_bigram=bits_per_byte(BigramModel([source], vocab_size).nats(heldout), text_bytes),
-            )
+    chosen = [
+        (name, number, heldout)
+        for number, (name, heldout) in enumerate(zip(data.names, data.heldout, strict=True))
+        if heldout is not None and f"heldout_bpb/{name}" in after and f"heldout_bpb/{name}" in before
+    ]
+    rows = [
+        ReportRow(
+            name=name,
+            lang=heldout.manifest.lang,
+            heldout_bytes=heldout.manifest.text_bytes,
+            loss_before=before[f"heldout_loss/{name}"],
+            loss_after=after[f"heldout_loss/{name}"],
+            bpb_before=before[f"heldout_bpb/{name}"],
+            bpb_after=after[f"heldout_bpb/{name}"],
         )
-        targets.append(int((heldout.lengths - 1).clip(min=0).sum()))
+        for name, _, heldout in chosen
+    ]
+    if not rows:
+        return []
+    targets = [predicted_tokens(heldout) for _, _, heldout in chosen]
+    everything = None
+    if all(heldout.mask is None for _, _, heldout in chosen):
+        sources = [source if isinstance(source, TokenFile) else source.whole() for source in data.sources]
+        rows = with_baselines(rows, [(sources[number], heldout) for _, number, heldout in chosen], sources, vocab_size)
         if data.tokenizer is not None:
-            texts.append("\n".join(heldout_documents(heldout, data)).encode())
-    everything = xz_bits_per_byte(b"\n".join(texts)) if texts else None
+            texts = ["\n".join(heldout_documents(heldout, data)).encode() for _, _, heldout in chosen]
+            everything = xz_bits_per_byte(b"\n".join(texts)) if texts else None
     totals = [mean_row(lang, lang, rows, targets, None) for lang in sorted({row.lang for row in rows})]
     return [*rows, *totals, mean_row("all", "all", rows, targets, everything)]
+
+
+def predicted_tokens(file: TokenFile) -> int:
+    """Tokens of a held-out file that a network is scored on."""
+    if file.mask is not None:
+        return int((file.mask & SUPERVISED).sum())
+    return int((file.lengths - 1).clip(min=0).sum())
+
+
+def with_baselines(
+    rows: list[ReportRow], files: list[tuple[TokenFile, TokenFile]], sources: list[TokenFile], vocab_size: int
+) -> list[ReportRow]:
+    """The rows with the models of counts; `files` are the training and the held-out file of each."""
+    unigram, bigram = UnigramModel(sources, vocab_size), BigramModel(sources, vocab_size)
+    return [
+        replace(
+            row,
+            unigram=bits_per_byte(unigram.nats(heldout), row.heldout_bytes),
+            bigram=bits_per_byte(bigram.nats(heldout), row.heldout_bytes),
+            own_bigram=bits_per_byte(BigramModel([source], vocab_size).nats(heldout), row.heldout_bytes),
+        )
+        for row, (source, heldout) in zip(rows, files, strict=True)
+    ]
 
 
 def heldout_documents(file: TokenFile, data: Data) -> list[str]:
@@ -81,6 +106,9 @@ def mean_row(name: str, lang: str, rows: list[ReportRow], targets: list[int], xz
     def by_bytes(field: str) -> float:
         return sum(getattr(row, field) * row.heldout_bytes for row, _ in chosen) / text_bytes
 
+    def of_baseline(field: str) -> float | None:
+        return None if any(getattr(row, field) is None for row, _ in chosen) else by_bytes(field)
+
     return ReportRow(
         name=name,
         lang=lang,
@@ -89,9 +117,9 @@ def mean_row(name: str, lang: str, rows: list[ReportRow], targets: list[int], xz
         loss_after=by_tokens("loss_after"),
         bpb_before=by_bytes("bpb_before"),
         bpb_after=by_bytes("bpb_after"),
-        unigram=by_bytes("unigram"),
-        bigram=by_bytes("bigram"),
-        own_bigram=by_bytes("own_bigram"),
+        unigram=of_baseline("unigram"),
+        bigram=of_baseline("bigram"),
+        own_bigram=of_baseline("own_bigram"),
         xz=xz,
     )
 

@@ -9,7 +9,8 @@ from mindllm_engine.evaluation.run_facts import RunFacts
 
 
 def losses_picture(runs: Sequence[RunFacts]) -> bytes:
-    """Training loss of all runs, and held-out bits per byte: of each source where there is one run, else of all."""
+    """Training loss of all runs, and held-out bits per byte (or losses): of each source where there is one run, else
+    of all."""
     return _picture(2, lambda axes: _draw_losses(axes, runs))
 
 
@@ -20,19 +21,21 @@ def speed_picture(runs: Sequence[RunFacts]) -> bytes:
 
 def _draw_losses(axes: Any, runs: Sequence[RunFacts]) -> None:
     left, right = axes
+    in_bits = any("heldout_bpb" in record for run in runs for record in run.records)
+    key = "heldout_bpb" if in_bits else "heldout_loss"  # of preferences, which have no bytes
     for run in runs:
         left.plot(*_series(run, "loss"), linewidth=0.8, label=run.name)
         if len(runs) > 1:
-            right.plot(*_series(run, "heldout_bpb"), marker="o", markersize=3, label=run.name)
+            right.plot(*_series(run, key), marker="o", markersize=3, label=run.name)
     if len(runs) == 1:
         for number, source in enumerate(runs[0].sources):
             style = "-" if number < 10 else "--"
-            tokens, bits = _series(runs[0], f"heldout_bpb/{source}")
+            tokens, bits = _series(runs[0], f"{key}/{source}")
             if tokens:
                 right.plot(tokens, bits, marker="o", markersize=3, linewidth=1, linestyle=style, label=source)
-        right.plot(*_series(runs[0], "heldout_bpb"), color="black", linewidth=2, label="all")
+        right.plot(*_series(runs[0], key), color="black", linewidth=2, label="all")
     left.set(title="Training loss", xlabel="tokens", ylabel="nats a token")
-    right.set(title="Held-out text", xlabel="tokens", ylabel="bits per byte", yscale="log")
+    right.set(title="Held-out text", xlabel="tokens", ylabel="bits per byte" if in_bits else "loss", yscale="log")
     _plain_numbers(right)
     if len(runs) > 1:
         left.legend(fontsize=7)

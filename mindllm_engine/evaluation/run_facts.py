@@ -110,6 +110,8 @@ def read_run(folder: Path, name: str, prompts: list[str]) -> RunFacts:
 def heldout_rows(config: RunConfig, records: list[dict[str, Any]]) -> tuple[list[ReportRow], str]:
     """The table of held-out losses, and why there is none."""
     evaluated = [record for record in records if "heldout_bpb" in record]
+    if not evaluated and any("heldout_loss" in record for record in records):
+        return [], "The run's losses are not of tokens, so that there are no bits per byte; the first picture has them."
     if not evaluated:
         return [], "The run has no held-out data: name some under data.heldout or corpus.holdout."
     try:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
+from mindllm_engine.data.token_file_builder import TokenFileBuilder
+from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.report import make_report
 from mindllm_engine.evaluation.run_facts import sources_of, speed_of
 from mindllm_engine.training.environment import read_environments
-from tests.training.tiny_run import ROOT, environment, train_here, write_config
+from tests.training.tiny_run import ROOT, VOCAB, environment, train_here, write_config
 
 
 class Page(html.parser.HTMLParser):
@@ -113,6 +116,31 @@ def test_a_run_whose_data_is_gone_is_reported_without_baselines(folder: Path) ->
     assert run.rows == []
     assert "not at hand" in run.note
     assert "not at hand" in Page(folder / "gone.html").text
+
+
+def test_a_tuned_run_is_not_compared_with_models_of_whole_texts(tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__packing="best_fit")
+    learnt = {}
+    for path in sorted(tmp_path.glob("*.json")):
+        file = TokenFile(tmp_path / path.stem)
+        tokens, lengths = file.read(0, file.tokens), file.lengths
+        mask = (np.arange(len(tokens)) % 3 == 0).astype(np.uint8)
+        mask[np.cumsum(lengths) - lengths] = 0
+        learnt[path.stem] = int(mask.sum())
+        facts = {name: getattr(file.manifest, name) for name in ("name", "lang", "category", "tokenizer_hash")}
+        with TokenFileBuilder(tmp_path / path.stem, "uint16", vocab_size=VOCAB, masked=True, **facts) as builder:
+            builder.append_many(tokens, lengths, text_bytes=learnt[path.stem], mask=mask)
+    train_here(config)
+    (run,) = make_report([tmp_path / "run"], [], None)
+    rows = {row.name: row for row in run.rows}
+    assert all(row.unigram is row.bigram is row.own_bigram is row.xz is None for row in run.rows)
+    # Weighted by what is learnt: so is the loop's own mean over both sources.
+    heldout = [learnt["en.heldout"], learnt["zh.heldout"]]
+    by_source = [next(row.loss_after for row in run.rows if row.name == lang) for lang in ("en", "zh")]
+    assert rows["all"].loss_after == pytest.approx(np.average(by_source, weights=heldout))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows["all"].loss_after == pytest.approx(records[-1]["heldout_loss"])
+    assert rows["all"].bpb_after == pytest.approx(records[-1]["heldout_bpb"])
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
