@@ -131,6 +131,14 @@ class ChatTemplate:
             ids += self._before[message.role] + self.tokenizer.encode(message.content) + self._after[message.role]
         return ids + self._before["assistant"]
 
+    def spelled_prompt(self, messages: Sequence[Message]) -> str:
+        """`prompt` for reading, symbols spelled out. It cannot be encoded again: a message may spell a symbol too."""
+        parts = [_BOS]
+        for message in messages:
+            before, after = getattr(self.config, message.role).split(_CONTENT)
+            parts += [before, message.content, after]
+        return "".join([*parts, self.config.assistant.split(_CONTENT)[0]])
+
     def save(self, folder: Path) -> None:
         """Write the template beside the tokenizer of a run. Raises OSError."""
         write_atomically(folder / TEMPLATE_FILE, orjson.dumps(asdict(self.config), option=orjson.OPT_INDENT_2))

@@ -111,14 +111,11 @@ def readings_of(
 
 def markdown_table(results: Mapping[str, Any], suite: Suite, paper_model: str) -> str:
     """The results for reading: the paper's figures beside ours, what cannot be told from guessing, and the readings."""
+    limits = limits_said(results)
     lines = [
         f"# {results['checkpoint']}",
         "",
-        *(
-            [f"**Only the first {results['limit']} questions of each task were asked.**", ""]
-            if results["limit"]
-            else []
-        ),
+        *([f"**{limits}**", ""] if limits else []),
         "| task | shots | metric | questions | here | standard error | 95 % interval | chance | "
         f"paper ({paper_model}) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -141,6 +138,17 @@ def markdown_table(results: Mapping[str, Any], suite: Suite, paper_model: str) -
     ]
     lines += ["", "Requests that did not fit the network:", "", *notes] if notes else []
     return "\n".join([*lines, *_readings_table(results, suite)]) + "\n"
+
+
+def limits_said(results: Mapping[str, Any]) -> str:
+    """What was left out of results.json's questions, in a sentence; "" where all were asked."""
+    if results.get("limit"):
+        return f"Only the first {results['limit']:,} questions of each task were asked."
+    entries = {name: found["settings"]["entry"].get("limit") for name, found in results["entries"].items()}
+    limited = ", ".join(
+        f"{name} (the first {limit:,} of each of its tasks)" for name, limit in entries.items() if limit
+    )
+    return f"Not all questions were asked of {limited}." if limited else ""
 
 
 def _row(entry: SuiteTask, score: Mapping[str, Any], paper_model: str) -> str:

@@ -159,6 +159,102 @@ def test_a_limit_is_said_and_asks_anew(world_of_questions, evaluated, tmp_path) 
     assert "Only the first 3 questions" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_changed_questions_are_asked_anew(world_of_questions, evaluated, tmp_path) -> None:
+    """As many questions of as many bytes, the answers alone differ; the task that they are of, and no other."""
+    shutil.copytree(evaluated[0], tmp_path / "out")
+    shutil.copytree(world_of_questions[1], tmp_path / "data")
+    given = arguments(world_of_questions, tmp_path / "out", data=str(tmp_path / "data"), readings=True)
+    files = {name: tmp_path / "out" / "tasks" / f"{name}.json" for name in ("local_mmlu", "local_gsm8k")}
+    before = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    evaluate(given, ALONE)  # the same questions in another place
+    assert before == {name: file.stat().st_mtime_ns for name, file in files.items()}
+    records = [record for name in ("anatomy", "astronomy") for record in mmlu(name, 9, 20)]
+    for record in records:
+        record["answer"] = "A"
+    write_lines(tmp_path / "data" / "eval" / "mmlu_test.jsonl.gz", records)
+    evaluate(given, ALONE)
+    assert [files[name].stat().st_mtime_ns == before[name] for name in files] == [False, True]
+    with gzip.open(tmp_path / "out" / "tasks" / "local_mmlu.samples.jsonl.gz", "rt") as file:
+        assert {json.loads(line)["target"] for line in file} == {0}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"settings": 1}', b"\xff"], ids=["empty", "list", "other", "bytes"])
+def test_damaged_results_are_asked_anew(world_of_questions, evaluated, tmp_path, content: bytes) -> None:
+    shutil.copytree(evaluated[0], tmp_path / "out")
+    (tmp_path / "out" / "tasks" / "local_gsm8k.json").write_bytes(content)
+    again = evaluate(arguments(world_of_questions, tmp_path / "out", readings=True), ALONE)
+    assert without_time(again) == without_time(evaluated[1])
+
+
+def test_a_suites_own_limits_hold_and_are_said(world_of_questions, tmp_path) -> None:
+    """Of each task by itself; the command line's holds beside it where it is lower."""
+    suite = tmp_path / "suite.yaml"
+    entries = [
+        {"task": "local_mmlu", "num_fewshot": 0, "limit": 2},
+        {"task": "local_gsm8k", "num_fewshot": 0, "metric": "exact_match"},
+    ]
+    suite.write_text(yaml.safe_dump({"tasks": entries}))
+    given = arguments(world_of_questions, tmp_path / "out", suite=str(suite))
+    for limit, counts in ((None, (4, 4)), (3, (4, 3)), (1, (2, 1))):
+        found = evaluate(replace(given, limit=limit), ALONE)["entries"]
+        assert [found[name]["scores"][0]["questions"] for name in ("local_mmlu", "local_gsm8k")] == list(counts)
+        text = (tmp_path / "out" / "results.md").read_text()
+        assert ("Not all questions were asked of local_mmlu (the first 2 of each of its tasks)." in text) == (not limit)
+        assert (f"Only the first {limit} questions" in text) == bool(limit)
+
+
+@pytest.mark.parametrize(("task", "shots", "found"), [("local_mmlu", 6, 5), ("local_gsm8k", 4, 3)])
+def test_more_examples_than_there_are(world_of_questions, tmp_path, task: str, shots: int, found: int) -> None:
+    """Of GSM8K the questions themselves are the examples, and none stands before itself."""
+    suite = tmp_path / "suite.yaml"
+    for wanted in (shots, found):
+        suite.write_text(yaml.safe_dump({"tasks": [{"task": task, "num_fewshot": wanted}]}))
+        given = arguments(world_of_questions, tmp_path / "out", suite=str(suite), limit=1)
+        if wanted == found:
+            assert evaluate(given, ALONE) is not None
+        else:
+            with pytest.raises(DataError, match=rf"task {task}.*: num_fewshot is {shots}, and there are {found} exam"):
+                evaluate(given, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"doc_to_text": "{{question}}"},
+            r"task own: its questions cannot be loaded \(UndefinedError: 'question' .*columns",
+        ),
+        ({"doc_to_text": "{{q if a else r}}"}, "task own, record 1: its prompt cannot be made"),
+        ({"doc_to_choice": "{{c}"}, "task own"),
+        ({"metric_list": [{"metric": "accuracy_of_mine"}]}, "task own"),
+        ({"output_type": "multiple"}, "task own"),
+        ({"test_split": "tset"}, "task own"),
+    ],
+    ids=["column", "second record", "template", "metric", "kind", "split"],
+)
+def test_a_task_file_of_the_users_own_that_cannot_be_asked(world_of_questions, tmp_path, changes, message) -> None:
+    lines = [{"q": f"What is {n}?", "c": ["one", "two"], "a": n % 2 - 1} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "q.jsonl")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{c}}",
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(task | changes))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"tasks": [{"task": "own"}], "include_path": ["."]}))
+    with pytest.raises(DataError, match=message) as failure:
+        evaluate(arguments(world_of_questions, tmp_path / "out", suite=str(suite)), ALONE)
+    assert len(str(failure.value).splitlines()) == 1
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def tool(ranks: int, *options: str) -> subprocess.CompletedProcess[str]:
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--"] if ranks > 1 else []
