@@ -118,7 +118,12 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
     lm, checkpoint = _open_model(arguments, world)
     with _rank_0_first(world):
         manager = open_suite(suite, out / "local_tasks", data_folder(arguments.data))
-    results: dict[str, Any] = {"checkpoint": checkpoint, "limit": arguments.limit, "entries": {}}
+    results: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "limit": arguments.limit,
+        "chat": arguments.chat,
+        "entries": {},
+    }
     for entry in suite.tasks:
         settings = _settings(arguments, entry, checkpoint, lm, suite)
         found = _finished(out, entry, settings, world)
@@ -130,8 +135,8 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
         results["entries"][entry.task] = found
     if not world.is_first:
         return None
-    _write(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
-    _write(out / "results.md", markdown_table(results, suite, arguments.paper_model).encode())
+    write_atomically(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    write_atomically(out / "results.md", markdown_table(results, suite, arguments.paper_model).encode())
     return results
 
 
@@ -222,8 +227,8 @@ def _built(suite: Suite, manager: Any, entry: SuiteTask) -> list[Any]:
     # Whatever reading questions raises: of the network, of `datasets`, of a task's templates.
     except Exception as error:
         raise DataError(
-            f"task {entry.task}: its questions cannot be loaded ({_reason(error)}); check the files and columns that its "
-            "task file names, give it local files, or --hub true to fetch them"
+            f"task {entry.task}: its questions cannot be loaded ({_reason(error)}); check the files and columns that "
+            "its task file names, give it local files, or --hub true to fetch them"
         ) from error
     return built
 
@@ -312,8 +317,8 @@ def _ask(
         for name, lines in raw["samples"].items():
             for line in lines:
                 file.write(_json({"task": name, **line}) + b"\n")
-    _write(_file(out, entry, ".samples.jsonl.gz"), samples.getvalue())
-    _write(_file(out, entry, ".json"), _json(found, orjson.OPT_INDENT_2))
+    write_atomically(_file(out, entry, ".samples.jsonl.gz"), samples.getvalue())
+    write_atomically(_file(out, entry, ".json"), _json(found, orjson.OPT_INDENT_2))
     content: dict[str, Any] = orjson.loads(_json(found))
     return content
 
@@ -332,11 +337,6 @@ def _leaves(built: list[Any]) -> Iterator[Any]:
 
 def _file(out: Path, entry: SuiteTask, suffix: str) -> Path:
     return out / "tasks" / (re.sub(r"[^\w.-]", "_", entry.task) + suffix)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
 
 
 def _json(content: Any, option: int = 0) -> bytes:
@@ -363,10 +363,13 @@ class _NoBars(io.TextIOBase):
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._in_bar = False
 
     def write(self, text: str) -> int:
-        if "\r" not in text and "it/s]" not in text:
+        is_bar = "\r" in text or "it/s]" in text
+        if not is_bar and not (self._in_bar and text == "\n"):  # a bar ends with a line feed by itself
             self._stream.write(text)
+        self._in_bar = is_bar or (self._in_bar and not text)
         return len(text)
 
     def flush(self) -> None:

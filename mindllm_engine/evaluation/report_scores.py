@@ -8,7 +8,7 @@ import orjson
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
-from mindllm_engine.evaluation.scores import limits_said
+from mindllm_engine.evaluation.scores import how_asked
 from mindllm_engine.html_page import number_cell, shown, table
 
 # Of networks, by class: whose figures in the paper stand beside ours.
@@ -41,8 +41,8 @@ def evaluation_tables(evaluations: Mapping[str, dict[str, Any]], network: str) -
     header = ("task", "metric", "", "shots", "questions", "here", "95 % interval", "chance", f"paper ({model})")
     for name, results in evaluations.items():
         yield f"<h3>Evaluation: {shown(name)}</h3><p class=note>{shown(str(results.get('checkpoint', '')))}</p>"
-        if limits := limits_said(results):
-            yield f"<p><b>{shown(limits)}</b></p>"
+        if said := how_asked(results):
+            yield f"<p><b>{shown(said)}</b></p>"
         rows = [
             score_row(entry["settings"]["entry"], score, model)
             for entry in results["entries"].values()

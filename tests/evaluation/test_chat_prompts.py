@@ -179,6 +179,8 @@ def test_the_tool_asks_in_chats(both, suite, tmp_path, chat: str) -> None:
     given = EvaluateArguments(str(both[2] / "run"), out=str(tmp_path), suite=str(suite), chat=chat)
     results = evaluate(given, ALONE)
     assert set(results["entries"]) == {"mine_choice", "mine_words"}
+    said = {"turns": "examples as turns.", "message": "examples in the question's message."}[chat]
+    assert f"Asked in the run's chat template, {said}" in (tmp_path / "results.md").read_text()
     for name in ("mine_choice", "mine_words"):
         with gzip.open(tmp_path / "tasks" / f"{name}.samples.jsonl.gz", "rt", encoding="utf-8") as file:
             prompt = json.loads(file.readline())["arguments"][0][0]

@@ -271,6 +271,10 @@ def test_two_ranks_give_what_one_gives(world_of_questions, evaluated, tmp_path) 
     assert done.returncode == 0, done.stderr
     assert without_time(json.loads((tmp_path / "results.json").read_text())) == without_time(evaluated[1])
     assert "| local_gsm8k |" in done.stdout
+    assert [line.split(" in ")[0] for line in done.stderr.splitlines() if "asked" in line or not line] == [
+        "asked local_mmlu",
+        "asked local_gsm8k",
+    ]  # and no empty lines, which lm-eval's bars leave
     for name in ("local_mmlu", "local_gsm8k"):
         texts = [
             gzip.decompress((folder / "tasks" / f"{name}.samples.jsonl.gz").read_bytes()).decode()
@@ -298,6 +302,13 @@ def test_an_unknown_task_is_named_with_the_nearest(world_of_questions, tmp_path)
 def test_a_folder_without_a_checkpoint_is_refused(world_of_questions, tmp_path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path)), ALONE)
+
+
+def test_a_file_in_place_of_the_folder_for_results(world_of_questions, tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(DataError, match=r"out/.*: cannot be written: Not a directory"):
+        evaluate(arguments(world_of_questions, tmp_path / "out"), ALONE)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_another_tokenizer_in_the_run_is_refused(world_of_questions, tmp_path) -> None:
