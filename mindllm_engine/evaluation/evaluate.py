@@ -22,7 +22,6 @@ import torch.distributed as dist
 import xxhash
 
 from mindllm_engine.corpus.chat_template import load_template
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.data.atomic_files import file_hash, write_atomically
 from mindllm_engine.distributed.process_group import World, raise_together
 from mindllm_engine.errors import ConfigError, DataError, MindLLMError
@@ -38,7 +37,7 @@ from mindllm_engine.evaluation.suites import (
     suite_of,
 )
 from mindllm_engine.training.checkpoint import load_state
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model
+from mindllm_engine.training.weights import find_checkpoint, load_model, refuse_nan, tokenizer_of
 
 if TYPE_CHECKING:
     from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
@@ -145,8 +144,9 @@ def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, 
     source = Path(arguments.run)
     checkpoint = find_checkpoint(source)
     state = load_state(checkpoint)
-    tokenizer = _tokenizer(checkpoint, state.tokenizer_hash)
+    tokenizer = tokenizer_of(checkpoint)
     model, _ = load_model(checkpoint, world.device)
+    refuse_nan(model, checkpoint)
     try:
         from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
     except ImportError as error:
@@ -164,18 +164,6 @@ def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, 
     )
     # The files' hashes tell a run that was trained again from the one before.
     return lm, f"{checkpoint} ({sorted(state.files.items())[0][1]})"
-
-
-def _tokenizer(checkpoint: Path, wanted: str) -> TextTokenizer:
-    """The tokenizer of the run that a checkpoint belongs to. Raises DataError where it is another one."""
-    path = checkpoint.parent.parent / TOKENIZER_FILE
-    tokenizer = open_tokenizer(path)
-    if tokenizer.hash != wanted:
-        raise DataError(
-            f"{path}: is not the tokenizer that {checkpoint} was trained with (xxh3 {tokenizer.hash}, not {wanted}); "
-            "put that one in its place"
-        )
-    return tokenizer
 
 
 def _settings(

@@ -376,6 +376,11 @@ def check_tokenizer(model: MindLLM | GPTNeo, tokenizer: TextTokenizer) -> None:
 
 def _summary(request: Instance, pair: EncodedPair, found: Score) -> CandidateScores:
     context, continuation = request.args
+    if np.isnan(found.log_probabilities).any():
+        raise DataError(
+            f"task {request.task_name}, record {request.doc_id}: the network's log-probabilities are NaN, which is no "
+            "score; take an earlier checkpoint"
+        )
     answer = found.log_probabilities[-len(pair.continuation) :]
     return CandidateScores(
         answer=float(answer.sum()),

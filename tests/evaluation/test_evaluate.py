@@ -16,7 +16,10 @@ import yaml
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.evaluation.evaluate import EvaluateArguments, evaluate
+from mindllm_engine.evaluation.export.import_hf import save_weights
 from mindllm_engine.evaluation.readings import READINGS
+from mindllm_engine.training.checkpoint import load_state
+from mindllm_engine.training.weights import find_checkpoint, load_model
 from tests.evaluation.harness_models import TEXTS, byte_level_tokenizer
 from tests.training.tiny_run import ROOT, train_here, write_config, write_tokens
 
@@ -315,7 +318,22 @@ def test_another_tokenizer_in_the_run_is_refused(world_of_questions, tmp_path) -
     shutil.copytree(world_of_questions[0], tmp_path / "run")
     other = byte_level_tokenizer(tmp_path / "other", ["quite another text"], vocab_size=300)
     shutil.copy(other.model_path, tmp_path / "run" / "tokenizer.model")
-    with pytest.raises(DataError, match=r"tokenizer\.model: is not the tokenizer that .* was trained with"):
+    with pytest.raises(DataError, match=r"tokenizer\.model: is not the tokenizer of .*; put the run's own"):
+        evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path / "run")), ALONE)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_score_nothing(world_of_questions, tmp_path, value: float) -> None:
+    """The largest of four NaN is the first: such a network would always answer A."""
+    shutil.copytree(world_of_questions[0], tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run")
+    model, config = load_model(checkpoint, torch.device("cpu"))
+    with torch.no_grad():
+        model.embedding[3, 3] = value
+    state = load_state(checkpoint)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    save_weights(model, config, state.tokenizer_hash, tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="embedding holds numbers that are NaN or infinite"):
         evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path / "run")), ALONE)
 
 

@@ -12,13 +12,14 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import tokenizers
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.byte_level_tokenizer import ByteLevelTokenizer
-from mindllm_engine.corpus.chat_template import TEMPLATE_FILE
+from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, load_template
 from mindllm_engine.corpus.extend_byte_level import from_vocab_and_merges
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.data.atomic_files import cannot_write
@@ -26,6 +27,7 @@ from mindllm_engine.errors import CheckpointError, DataError
 from mindllm_engine.evaluation import mindllm_checkpoint
 from mindllm_engine.evaluation.export.export_run import RUN_FILES
 from mindllm_engine.evaluation.export.tensor_files import read_json, read_tensors
+from mindllm_engine.evaluation.export.tokenizer_json import tokenizer_json
 from mindllm_engine.evaluation.gpt_neo_checkpoint import load_hf_checkpoint
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.gpt_neo import GPTNeo
@@ -54,6 +56,8 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     try:
         staged.mkdir(parents=True)
         tokenizer = _copy_tokenizer(folder, staged)
+        if (staged / TEMPLATE_FILE).exists():
+            load_template(folder / RUN_FILES, tokenizer)  # before anything is tuned or asked by it
         if tokenizer.vocab_size > model.config.vocab_size:
             raise DataError(
                 f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, and its network only "
@@ -91,13 +95,28 @@ def _copy_tokenizer(folder: Path, out: Path) -> TextTokenizer:
     target = out / TOKENIZER_FILE
     for source in (own / TOKENIZER_FILE, folder / "tokenizer.json"):
         if source.exists():
+            found = open_tokenizer(source)  # so that what is wrong is said of the file the user has
+            _refuse_two_tokenizers(folder, found)
             shutil.copyfile(source, target)
-            open_tokenizer(source)  # so that what is wrong is said of the file the user has
             return open_tokenizer(target)
     if not (folder / "vocab.json").exists():
         raise DataError(f"{folder}: has no tokenizer.json, nor vocab.json and merges.txt; save its tokenizer there")
     target.write_text(from_vocab_and_merges(folder).to_str(), encoding="utf-8")
     return ByteLevelTokenizer(target)
+
+
+def _refuse_two_tokenizers(folder: Path, own: TextTokenizer) -> None:
+    """Raises DataError where a folder's tokenizer.json, which the weights were used with since, has other tokens."""
+    path = folder / "tokenizer.json"
+    if own.model_path == path or not path.exists():
+        return
+    theirs = tokenizers.Tokenizer.from_buffer(tokenizer_json(own, for_chats=False)).get_vocab()
+    open_tokenizer(path)  # says what is wrong with it
+    if tokenizers.Tokenizer.from_file(str(path)).get_vocab() != theirs:
+        raise DataError(
+            f"{own.model_path}: is not the tokenizer of {path}, which has other tokens; put the right one there, or "
+            f"remove {own.model_path.parent} so that tokenizer.json is taken"
+        )
 
 
 def _config_file(config: ModelConfig) -> str:
