@@ -27,11 +27,10 @@ def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(files):
         try:
-            results = orjson.loads(file.read_bytes())
-            results["entries"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            found[str(file.parent.relative_to(folder))] = results = orjson.loads(file.read_bytes())
+            list(evaluation_tables({"": results}, ""))  # what cannot be shown is no result
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: damaged; delete it, or ask again with tools/evaluate.py") from error
-        found[str(file.parent.relative_to(folder))] = results
     return found
 
 
