@@ -14,9 +14,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
-from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.byte_level_tokenizer import ByteLevelTokenizer
 from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, load_template
@@ -32,8 +30,8 @@ from mindllm_engine.evaluation.gpt_neo_checkpoint import load_hf_checkpoint
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.training import weights
 from mindllm_engine.training.checkpoint import CheckpointState, checkpoint_of
-from mindllm_engine.training.checkpoint_storage import Parts, PartSavePlanner, ShardWriter, first_failure
 from mindllm_engine.training.setup import CONFIG_FILE
 from mindllm_engine.training.weights import TOKENIZER_FILE
 
@@ -133,17 +131,9 @@ def save_weights(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: s
 
     Raises CheckpointError if it cannot be written.
     """
-    parts = {
-        f"master/{name}": Parts(parameter.numel(), torch.float32, {0: parameter.detach().reshape(-1)})
-        for name, parameter in model.named_parameters()
-    }
-    writer = ShardWriter(rank=0, keep=0, keep_every=0)
-    writer.checkpoint = checkpoint = checkpoint_of(folder, 0)
-    writer.state = CheckpointState(step=0, next_sample=0, model=asdict(config), plan={}, tokenizer_hash=tokenizer_hash)
+    state = CheckpointState(step=0, next_sample=0, model=asdict(config), plan={}, tokenizer_hash=tokenizer_hash)
     try:
-        dcp.save(parts, storage_writer=writer, planner=PartSavePlanner(), no_dist=True)
-    except CheckpointException as failure:
-        error = first_failure(failure)
-        if not isinstance(error, CheckpointError):
-            raise error from failure
-        raise CheckpointError(f"{checkpoint}: cannot be written ({error}); free space, or write elsewhere") from error
+        weights.save_weights(model, folder, state)
+    except CheckpointError as error:
+        where = checkpoint_of(folder, state.step)
+        raise CheckpointError(f"{where}: cannot be written ({error}); free space, or write elsewhere") from error
