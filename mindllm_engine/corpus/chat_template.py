@@ -131,6 +131,14 @@ class ChatTemplate:
             ids += self._before[message.role] + self.tokenizer.encode(message.content) + self._after[message.role]
         return ids + self._before["assistant"]
 
+    def spelled_prompt(self, messages: Sequence[Message]) -> str:
+        """`prompt` for reading, symbols spelled out. It cannot be encoded again: a message may spell a symbol too."""
+        parts = [_BOS]
+        for message in messages:
+            before, after = getattr(self.config, message.role).split(_CONTENT)
+            parts += [before, message.content, after]
+        return "".join([*parts, self.config.assistant.split(_CONTENT)[0]])
+
     def save(self, folder: Path) -> None:
         """Write the template beside the tokenizer of a run. Raises OSError."""
         write_atomically(folder / TEMPLATE_FILE, orjson.dumps(asdict(self.config), option=orjson.OPT_INDENT_2))
@@ -155,11 +163,23 @@ def load_template(folder: Path, tokenizer: TextTokenizer) -> ChatTemplate:
 
     Raises:
         DataError: the folder has none (it is of a pre-trained network), or it is damaged.
+        ConfigError: as of `ChatTemplate`.
     """
     path = folder / TEMPLATE_FILE
     try:
-        return ChatTemplate(TemplateConfig(**orjson.loads(path.read_bytes())), tokenizer)
+        parts = orjson.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: no chat template ({error.strerror}); tune the network with tools/tune.py") from error
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged chat template: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: damaged chat template: {error}; put the one of the run there") from error
+    # A part that is missing must not become the default one, on which the network was not tuned.
+    whole = isinstance(parts, dict) and parts.keys() == set(ROLES)
+    if not whole or not all(isinstance(part, str) for part in parts.values()):
+        raise DataError(
+            f"{path}: damaged chat template: expected the texts {', '.join(ROLES)} and no others; put the one of the "
+            "run there"
+        )
+    try:
+        return ChatTemplate(TemplateConfig(**parts), tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

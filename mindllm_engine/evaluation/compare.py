@@ -151,5 +151,6 @@ def _check_same(
         task, _, number = other[0]
         raise DataError(
             f"{name}: {len(other):,} of {len(a):,} questions differ, or the examples before them (the first is {task}, "
-            f"question {number}); evaluate both with one suite and the same files"
+            f"question {number}); evaluate both with one suite, the same files and "
+            "the same --chat"
         )

@@ -11,22 +11,33 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 import torch.distributed as dist
+import xxhash
 
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
-from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.corpus.chat_template import load_template
+from mindllm_engine.data.atomic_files import file_hash, write_atomically
 from mindllm_engine.distributed.process_group import World, raise_together
 from mindllm_engine.errors import ConfigError, DataError, MindLLMError
 from mindllm_engine.evaluation.scores import entry_scores, markdown_table, readings_of
-from mindllm_engine.evaluation.suites import SuiteTask, build_tasks, data_folder, open_suite, read_suite, suite_of
+from mindllm_engine.evaluation.suites import (
+    Suite,
+    SuiteTask,
+    build_tasks,
+    data_folder,
+    files_of,
+    open_suite,
+    read_suite,
+    suite_of,
+)
 from mindllm_engine.training.checkpoint import load_state
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model
+from mindllm_engine.training.weights import find_checkpoint, load_model, refuse_nan, tokenizer_of
 
 if TYPE_CHECKING:
     from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
@@ -55,6 +66,9 @@ class EvaluateArguments:
     """Report multiple choice by every reading of a candidate's perplexity (docs/evaluation.md); takes longer."""
     add_bos_token: bool = True
     """Begin every text with `<s>`, as documents in training do."""
+    chat: Literal["none", "turns", "message"] = "none"
+    """Ask a tuned run in its chat template: "turns" gives each example as a question and its answer, "message" gives
+    all in one message of the user's; "none" asks plain text, as of a run that was not tuned."""
     hub: bool = False
     """Let tasks fetch their questions from the Hugging Face hub; without, only local files and its cache are read."""
     data: str | None = None
@@ -103,9 +117,14 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
     lm, checkpoint = _open_model(arguments, world)
     with _rank_0_first(world):
         manager = open_suite(suite, out / "local_tasks", data_folder(arguments.data))
-    results: dict[str, Any] = {"checkpoint": checkpoint, "limit": arguments.limit, "entries": {}}
+    results: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "limit": arguments.limit,
+        "chat": arguments.chat,
+        "entries": {},
+    }
     for entry in suite.tasks:
-        settings = _settings(arguments, entry, checkpoint)
+        settings = _settings(arguments, entry, checkpoint, lm, suite)
         found = _finished(out, entry, settings, world)
         if found is None:
             built = _built(replace(suite, tasks=(entry,)), manager, entry)
@@ -115,8 +134,8 @@ def evaluate(arguments: EvaluateArguments, world: World) -> dict[str, Any] | Non
         results["entries"][entry.task] = found
     if not world.is_first:
         return None
-    _write(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
-    _write(out / "results.md", markdown_table(results, suite, arguments.paper_model).encode())
+    write_atomically(out / "results.json", orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    write_atomically(out / "results.md", markdown_table(results, suite, arguments.paper_model).encode())
     return results
 
 
@@ -125,8 +144,9 @@ def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, 
     source = Path(arguments.run)
     checkpoint = find_checkpoint(source)
     state = load_state(checkpoint)
-    tokenizer = _tokenizer(checkpoint, state.tokenizer_hash)
+    tokenizer = tokenizer_of(checkpoint)
     model, _ = load_model(checkpoint, world.device)
+    refuse_nan(model, checkpoint)
     try:
         from mindllm_engine.evaluation.lm_eval_adapter import EngineLM
     except ImportError as error:
@@ -136,6 +156,7 @@ def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, 
         tokenizer,
         world,
         add_bos_token=arguments.add_bos_token,
+        template=None if arguments.chat == "none" else load_template(checkpoint.parent.parent, tokenizer),
         read_prompts=arguments.readings,
         pack_tokens=arguments.pack_tokens,
         batch_size=arguments.batch_size,
@@ -145,22 +166,27 @@ def _open_model(arguments: EvaluateArguments, world: World) -> "tuple[EngineLM, 
     return lm, f"{checkpoint} ({sorted(state.files.items())[0][1]})"
 
 
-def _tokenizer(checkpoint: Path, wanted: str) -> TextTokenizer:
-    """The tokenizer of the run that a checkpoint belongs to. Raises DataError where it is another one."""
-    path = checkpoint.parent.parent / TOKENIZER_FILE
-    tokenizer = open_tokenizer(path)
-    if tokenizer.hash != wanted:
-        raise DataError(
-            f"{path}: is not the tokenizer that {checkpoint} was trained with (xxh3 {tokenizer.hash}, not {wanted}); "
-            "put that one in its place"
-        )
-    return tokenizer
-
-
-def _settings(arguments: EvaluateArguments, entry: SuiteTask, checkpoint: str) -> dict[str, Any]:
+def _settings(
+    arguments: EvaluateArguments, entry: SuiteTask, checkpoint: str, lm: "EngineLM", suite: Suite
+) -> dict[str, Any]:
     """All that results depend on."""
-    kept = {name: getattr(arguments, name) for name in ("limit", "readings", "add_bos_token", "data")}
-    settings: dict[str, Any] = orjson.loads(orjson.dumps({"checkpoint": checkpoint, "entry": asdict(entry), **kept}))
+    import lm_eval
+
+    kept = {name: getattr(arguments, name) for name in ("limit", "readings", "add_bos_token", "chat")}
+    template = None if lm.template is None else asdict(lm.template.config)
+    files = " ".join(file_hash(path) for path in files_of(entry, suite, data_folder(arguments.data)))
+    settings: dict[str, Any] = orjson.loads(
+        orjson.dumps(
+            {
+                "checkpoint": checkpoint,
+                "entry": asdict(entry),
+                **kept,
+                "template": template,
+                "files": xxhash.xxh3_64_hexdigest(files.encode()),
+                "lm_eval": lm_eval.__version__,
+            }
+        )
+    )
     return settings
 
 
@@ -170,7 +196,7 @@ def _finished(out: Path, entry: SuiteTask, settings: dict[str, Any], world: Worl
     if world.is_first:
         with contextlib.suppress(OSError, ValueError):
             content = orjson.loads(_file(out, entry, ".json").read_bytes())
-            if content.get("settings") == settings:
+            if isinstance(content, dict) and content.get("settings") == settings:
                 found = [content]
     if world.world_size > 1:
         dist.broadcast_object_list(found, src=0)
@@ -178,20 +204,53 @@ def _finished(out: Path, entry: SuiteTask, settings: dict[str, Any], world: Worl
     return result
 
 
-def _built(suite: Any, manager: Any, entry: SuiteTask) -> list[Any]:
+def _built(suite: Suite, manager: Any, entry: SuiteTask) -> list[Any]:
     """An entry's tasks with their questions."""
     try:
-        return build_tasks(suite, manager)
+        built = build_tasks(suite, manager)
+        for task in _leaves(built):
+            _check_examples(task)
     except MindLLMError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever reading questions raises: of the network, of `datasets`, of a task's templates
-        reason = " ".join(str(error).split())[:300]
+    # Whatever reading questions raises: of the network, of `datasets`, of a task's templates.
+    except Exception as error:
         raise DataError(
-            f"task {entry.task}: its questions cannot be loaded ({type(error).__name__}: {reason}); "
-            "give it local files, or --hub true to fetch them"
+            f"task {entry.task}: its questions cannot be loaded ({_reason(error)}); check the files and columns that "
+            "its task file names, give it local files, or --hub true to fetch them"
         ) from error
+    return built
+
+
+def _check_examples(task: Any) -> None:
+    """Raises DataError where a task has fewer examples than stand before each question."""
+    wanted = task.config.num_fewshot or 0
+    if wanted:
+        asked_too = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
+        found = len(list(task.fewshot_docs())) - asked_too  # a question is not its own example
+        if wanted > found:
+            raise DataError(
+                f"task {task.task_name}: num_fewshot is {wanted}, and there are {found} examples to take; ask with "
+                f"{found} or fewer, or give it more"
+            )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _unfit_record(entry: SuiteTask, built: list[Any], error: Exception) -> DataError:
+    """What a task file or a question did to lm-eval: the record whose prompt cannot be made, if it is one's."""
+    for task in _leaves(built):
+        for number, doc in enumerate(task.eval_docs):
+            try:
+                context = task.fewshot_context(doc, task.config.num_fewshot or 0)
+                task.construct_requests(doc, context, metadata=(task.task_name, number, 1))
+            except Exception as found:
+                return DataError(
+                    f"task {task.task_name}, record {number}: its prompt cannot be made ({_reason(found)}); mend the "
+                    "task file, or the question"
+                )
+    return DataError(f"task {entry.task}: lm-eval cannot ask or score it ({_reason(error)}); mend the task file")
 
 
 def _ask(
@@ -207,18 +266,26 @@ def _ask(
     import lm_eval
 
     started = time.perf_counter()
-    lm.candidate_scores.clear()
-    lm.notes.clear()
+    lm.forget_requests()
     # Bars of lm-eval's own would run through ours; what goes wrong is raised.
     with contextlib.redirect_stderr(_NoBars(sys.stderr)):
-        raw = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=built,
-            task_manager=manager,
-            limit=min(filter(None, (arguments.limit, entry.limit)), default=None),
-            bootstrap_iters=BOOTSTRAP_ROUNDS if lm.world.is_first else 0,
-            log_samples=True,
-        )
+        try:
+            raw = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=built,
+                task_manager=manager,
+                limit=min(filter(None, (arguments.limit, entry.limit)), default=None),
+                bootstrap_iters=BOOTSTRAP_ROUNDS if lm.world.is_first else 0,
+                log_samples=True,
+                apply_chat_template=arguments.chat != "none",
+                fewshot_as_multiturn=arguments.chat == "turns",
+            )
+        except MindLLMError:
+            raise
+        except Exception as error:
+            if _is_ours(error):
+                raise
+            raise _unfit_record(entry, built, error) from error
     if not lm.world.is_first:
         return {}
     tasks = {task.task_name: task for task in _leaves(built)}
@@ -238,10 +305,16 @@ def _ask(
         for name, lines in raw["samples"].items():
             for line in lines:
                 file.write(_json({"task": name, **line}) + b"\n")
-    _write(_file(out, entry, ".samples.jsonl.gz"), samples.getvalue())
-    _write(_file(out, entry, ".json"), _json(found, orjson.OPT_INDENT_2))
+    write_atomically(_file(out, entry, ".samples.jsonl.gz"), samples.getvalue())
+    write_atomically(_file(out, entry, ".json"), _json(found, orjson.OPT_INDENT_2))
     content: dict[str, Any] = orjson.loads(_json(found))
     return content
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it came up within the adapter, and not in what lm-eval does with tasks."""
+    adapter = "mindllm_engine.evaluation.lm_eval_adapter"
+    return any(frame.f_globals.get("__name__") == adapter for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _leaves(built: list[Any]) -> Iterator[Any]:
@@ -252,11 +325,6 @@ def _leaves(built: list[Any]) -> Iterator[Any]:
 
 def _file(out: Path, entry: SuiteTask, suffix: str) -> Path:
     return out / "tasks" / (re.sub(r"[^\w.-]", "_", entry.task) + suffix)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
 
 
 def _json(content: Any, option: int = 0) -> bytes:
@@ -283,10 +351,13 @@ class _NoBars(io.TextIOBase):
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._in_bar = False
 
     def write(self, text: str) -> int:
-        if "\r" not in text and "it/s]" not in text:
+        is_bar = "\r" in text or "it/s]" in text
+        if not is_bar and not (self._in_bar and text == "\n"):  # a bar ends with a line feed by itself
             self._stream.write(text)
+        self._in_bar = is_bar or (self._in_bar and not text)
         return len(text)
 
     def flush(self) -> None:

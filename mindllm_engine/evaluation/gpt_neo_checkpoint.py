@@ -71,7 +71,7 @@ def config_from_hf(config: dict[str, Any], directory: Path) -> GPTNeoConfig:
         )
     except KeyError as error:
         raise CheckpointError(f"{directory}/config.json lacks the key {error.args[0]!r}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{directory}/config.json has a value of the wrong type: {error}") from error
     if kinds != [("global", "local")[index % 2] for index in range(n_layers)]:
         raise CheckpointError(f"{directory}/config.json does not alternate global and local attention, from global on")

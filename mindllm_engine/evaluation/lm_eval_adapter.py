@@ -9,7 +9,7 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch.distributed as dist
@@ -19,9 +19,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from mindllm_engine.corpus.chat_template import ChatTemplate, Message, Role
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.distributed.process_group import World, raise_together
-from mindllm_engine.errors import DataError
+from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.batched_generation import Sampling, generate_batch
 from mindllm_engine.evaluation.prefix_scoring import Score, Scored, score
 from mindllm_engine.evaluation.readings import CandidateScores
@@ -46,6 +47,20 @@ class EncodedPair:
     continuation: list[int]
 
 
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered chat: its ids (int32, as bytes: there are many), and the beginning of the answer that goes on, which
+    is encoded together with what follows it."""
+
+    ids_bytes: bytes
+    begun: str
+
+    @property
+    def ids(self) -> list[int]:
+        ids: list[int] = np.frombuffer(self.ids_bytes, np.int32).tolist()
+        return ids
+
+
 class EngineLM(TemplateLM):
     """A network and its tokenizer, as `lm_eval.evaluate(lm=...)` takes them.
 
@@ -55,6 +70,7 @@ class EngineLM(TemplateLM):
         world: this rank among all.
         add_bos_token: begin every text with `<s>` as documents in training do; `hf` does it where the exported
             tokenizer does, or its `add_bos_token` says so.
+        template: asks in chats, for `lm_eval.evaluate(apply_chat_template=True)`; None where that is not wanted.
         read_prompts: score all of each prompt besides its answer, for `candidate_scores`; logits are then needed
             everywhere, which takes longer.
         pack_tokens: tokens in a forward. batch_size: prompts that decode together. Neither changes results.
@@ -71,6 +87,7 @@ class EngineLM(TemplateLM):
         tokenizer: TextTokenizer,
         world: World,
         add_bos_token: bool = True,
+        template: ChatTemplate | None = None,
         read_prompts: bool = False,
         pack_tokens: int = PACK_TOKENS,
         batch_size: int = 64,
@@ -82,12 +99,16 @@ class EngineLM(TemplateLM):
         self.text_tokenizer = tokenizer
         self.world = world
         self.add_bos_token = add_bos_token
+        self.template = template
         self.read_prompts = read_prompts
         self.pack_tokens = pack_tokens
         self.batch_size = batch_size
         self.progress: Progress = progress or _silent
         self.candidate_scores: dict[tuple[str, str], CandidateScores] = {}
         self.notes: Counter[str] = Counter()
+        # The harness hands texts around; of those that are chats, what stands for them.
+        self._chats: dict[str, ChatPrompt] = {}
+        self._stop_ids = {tokenizer.eos_id} if template is None else template.stop_ids
 
     @property
     def eot_token_id(self) -> int:
@@ -106,8 +127,35 @@ class EngineLM(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.text_tokenizer.hash
 
+    def forget_requests(self) -> None:
+        """Let go of what was kept of the requests so far, before those of another task."""
+        self.candidate_scores.clear()
+        self.notes.clear()
+        self._chats.clear()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat in the run's template, for reading; its ids, which are `ChatTemplate.prompt`'s, are remembered.
+
+        Without `add_generation_prompt` the last message begins the answer.
+
+        Raises ConfigError where there is no template, DataError for a text that cannot be encoded.
+        """
+        if self.template is None:
+            raise ConfigError("a chat was asked for, but the network was opened without a chat template")
+        # What a role may be, `Message` says; the harness has no other.
+        messages = [Message(cast(Role, each["role"]), each["content"]) for each in chat_history]
+        begun = "" if add_generation_prompt else messages.pop().content
+        chat = ChatPrompt(_ids(self.template.prompt(messages)).tobytes(), begun)
+        text = self.template.spelled_prompt(messages) + begun
+        while self._chats.setdefault(text, chat) != chat:  # a message that spells symbols, or parts of the template
+            text += "\u2060"  # which cannot be seen
+        return text
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """The ids of a text, with `<s>` where `add_special_tokens`, or else `add_bos_token`, says so."""
+        chat = self._chats.get(string)
+        if chat is not None:
+            return [*chat.ids, *self._encode_all([chat.begun], False)[chat.begun]]
         return self._encode_all([string], add_special_tokens)[string]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -187,10 +235,10 @@ class EngineLM(TemplateLM):
             self.notes[f"answers limited to {room} tokens, half of what the network takes"] += len(group)
         sampling = Sampling(float(arguments.get("temperature") or 0.0), float(arguments.get("top_p") or 1.0))
         contexts = [request.args[0] for _, request in group]
-        encoded = self._encode_all(contexts)
+        encoded = self._encode_all([context for context in contexts if context not in self._chats])
         prompts = {}
         for (number, _), context in zip(group, contexts, strict=True):
-            ids = encoded[context] or [self.prefix_token_id]
+            ids = self.tok_encode(context) if context in self._chats else encoded[context] or [self.prefix_token_id]
             if len(ids) > self.max_length - room:
                 self.notes["prompts cut from the left"] += 1
             prompts[number] = _ids(ids[-(self.max_length - room) :])
@@ -217,7 +265,7 @@ class EngineLM(TemplateLM):
         return texts
 
     def _is_done(self, new: list[int], until: list[str], tail: int) -> bool:
-        if new[-1] == self.text_tokenizer.eos_id:
+        if new[-1] in self._stop_ids:
             return True
         text = self.text_tokenizer.decode(new[-tail:])
         return any(stop and stop in text for stop in until)
@@ -232,21 +280,29 @@ class EngineLM(TemplateLM):
 
     def _encode_pairs(self, requests: Sequence[Instance]) -> list[EncodedPair]:
         """As `TemplateLM.loglikelihood` does it, but each distinct text once: spaces at a context's end go to the
-        continuation, and a continuation's ids are what the ids of both together have beyond the context's."""
+        continuation, and a continuation's ids are what the ids of both together have beyond the context's. The ids of
+        a chat stand before both."""
         texts: list[str] = []
         bare: list[str] = []
         moved = []
         for context, continuation in (request.args for request in requests):
-            kept = context.rstrip()
-            moved.append((kept, context[len(kept) :] + continuation))
-            if context:
-                texts += [kept, kept + moved[-1][1]]
+            chat = self._chats.get(context)
+            open_text = context if chat is None else chat.begun
+            kept = open_text.rstrip()
+            moved.append((chat, kept, open_text[len(kept) :] + continuation))
+            if chat is not None:
+                bare += [kept, kept + moved[-1][2]]
+            elif context:
+                texts += [kept, kept + moved[-1][2]]
             else:
                 bare.append(continuation)
         encoded, encoded_bare = self._encode_all(texts), self._encode_all(bare, False)
         pairs = []
-        for request, (context, continuation) in zip(requests, moved, strict=True):
-            if request.args[0]:
+        for request, (chat, context, continuation) in zip(requests, moved, strict=True):
+            if chat is not None:
+                before, both = encoded_bare[context], encoded_bare[context + continuation]
+                pair = EncodedPair([*chat.ids, *before], both[len(before) :])
+            elif request.args[0]:
                 before = encoded[context]
                 pair = EncodedPair(before, encoded[context + continuation][len(before) :])
             else:
@@ -320,6 +376,11 @@ def check_tokenizer(model: MindLLM | GPTNeo, tokenizer: TextTokenizer) -> None:
 
 def _summary(request: Instance, pair: EncodedPair, found: Score) -> CandidateScores:
     context, continuation = request.args
+    if np.isnan(found.log_probabilities).any():
+        raise DataError(
+            f"task {request.task_name}, record {request.doc_id}: the network's log-probabilities are NaN, which is no "
+            "score; take an earlier checkpoint"
+        )
     answer = found.log_probabilities[-len(pair.continuation) :]
     return CandidateScores(
         answer=float(answer.sum()),

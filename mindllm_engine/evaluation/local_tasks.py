@@ -175,5 +175,4 @@ def _write_task(folder: Path, name: str, home: Path, questions: Mapping[str, Any
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.dump(dict(content), Dumper=_Writer, sort_keys=False, allow_unicode=True).encode())

@@ -49,7 +49,7 @@ def config_from_hf(config: dict[str, Any], directory: Path) -> MindLLMConfig:
         )
     except KeyError as error:
         raise CheckpointError(f"{directory}/config.json lacks the key {error.args[0]!r}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{directory}/config.json has a value of the wrong type: {error}") from error
     ours.validate()
     return ours

@@ -8,6 +8,7 @@ import orjson
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
+from mindllm_engine.evaluation.scores import how_asked
 from mindllm_engine.html_page import number_cell, shown, table
 
 # Of networks, by class: whose figures in the paper stand beside ours.
@@ -26,11 +27,10 @@ def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(files):
         try:
-            results = orjson.loads(file.read_bytes())
-            results["entries"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            found[str(file.parent.relative_to(folder))] = results = orjson.loads(file.read_bytes())
+            list(evaluation_tables({"": results}, ""))  # what cannot be shown is no result
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: damaged; delete it, or ask again with tools/evaluate.py") from error
-        found[str(file.parent.relative_to(folder))] = results
     return found
 
 
@@ -40,8 +40,8 @@ def evaluation_tables(evaluations: Mapping[str, dict[str, Any]], network: str) -
     header = ("task", "metric", "", "shots", "questions", "here", "95 % interval", "chance", f"paper ({model})")
     for name, results in evaluations.items():
         yield f"<h3>Evaluation: {shown(name)}</h3><p class=note>{shown(str(results.get('checkpoint', '')))}</p>"
-        if results.get("limit"):
-            yield f"<p><b>Only the first {results['limit']:,} questions of each task were asked.</b></p>"
+        if said := how_asked(results):
+            yield f"<p><b>{shown(said)}</b></p>"
         rows = [
             score_row(entry["settings"]["entry"], score, model)
             for entry in results["entries"].values()

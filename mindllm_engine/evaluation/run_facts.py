@@ -7,7 +7,7 @@ from typing import Any
 
 from mindllm_engine.command_line import parse_arguments
 from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, Message, load_template
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.errors import DataError, MindLLMError
 from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.evaluation.heldout_table import ReportRow, make_rows
@@ -18,7 +18,7 @@ from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.environment import Environment, read_environments
 from mindllm_engine.training.metrics import read_metrics
 from mindllm_engine.training.setup import CONFIG_FILE, open_data
-from mindllm_engine.training.weights import TOKENIZER_FILE, best_device, load_model
+from mindllm_engine.training.weights import TOKENIZER_FILE, best_device, find_checkpoint, load_model, tokenizer_of
 
 NEW_TOKENS = 60
 TEMPERATURE = 0.7
@@ -143,7 +143,7 @@ def continue_prompts(folder: Path, model: MindLLM | GPTNeo, prompts: list[str], 
     """What the network says after each prompt, or, once tuned, answers to it. Nothing without a tokenizer."""
     if not (folder / TOKENIZER_FILE).exists():
         return {}
-    tokenizer = open_tokenizer(folder / TOKENIZER_FILE)
+    tokenizer = tokenizer_of(find_checkpoint(folder))
     return {prompt: tokenizer.decode(continuation(folder, model, tokenizer, prompt, seed)) for prompt in prompts}
 
 

@@ -111,14 +111,11 @@ def readings_of(
 
 def markdown_table(results: Mapping[str, Any], suite: Suite, paper_model: str) -> str:
     """The results for reading: the paper's figures beside ours, what cannot be told from guessing, and the readings."""
+    said = how_asked(results)
     lines = [
         f"# {results['checkpoint']}",
         "",
-        *(
-            [f"**Only the first {results['limit']} questions of each task were asked.**", ""]
-            if results["limit"]
-            else []
-        ),
+        *([f"**{said}**", ""] if said else []),
         "| task | shots | metric | questions | here | standard error | 95 % interval | chance | "
         f"paper ({paper_model}) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -141,6 +138,24 @@ def markdown_table(results: Mapping[str, Any], suite: Suite, paper_model: str) -
     ]
     lines += ["", "Requests that did not fit the network:", "", *notes] if notes else []
     return "\n".join([*lines, *_readings_table(results, suite)]) + "\n"
+
+
+def how_asked(results: Mapping[str, Any]) -> str:
+    """What of results.json's questions was left out, and whether they were asked in chats; "" where all were asked as
+    plain text."""
+    said = []
+    entries = {name: found["settings"]["entry"].get("limit") for name, found in results["entries"].items()}
+    limited = ", ".join(
+        f"{name} (the first {limit:,} of each of its tasks)" for name, limit in entries.items() if limit
+    )
+    if results.get("limit"):
+        said.append(f"Only the first {results['limit']:,} questions of each task were asked.")
+    elif limited:
+        said.append(f"Not all questions were asked of {limited}.")
+    if results.get("chat", "none") != "none":
+        examples = "as turns" if results["chat"] == "turns" else "in the question's message"
+        said.append(f"Asked in the run's chat template, examples {examples}.")
+    return " ".join(said)
 
 
 def _row(entry: SuiteTask, score: Mapping[str, Any], paper_model: str) -> str:

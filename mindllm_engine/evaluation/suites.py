@@ -37,6 +37,9 @@ OWN_TASKS = Path(__file__).parent / "tasks"
 
 SHOTS_FROM = ("paper", "assumed")
 
+# What task files are, and the functions that they name.
+_TASKS = (".yaml", ".py")
+
 # How our tasks' names begin; none of lm-eval's does.
 _OURS = ("local_", "mindllm_")
 
@@ -111,6 +114,20 @@ def suite_of(names: Iterable[str]) -> Suite:
 def data_folder(given: str | Path | None = None) -> Path:
     """The folder of real text: the one given, or that of the environment's MINDLLM_DATA, or ../shared/data."""
     return Path(given or os.environ.get("MINDLLM_DATA", "../shared/data"))
+
+
+def files_of(entry: SuiteTask, suite: Suite, data: Path) -> list[Path]:
+    """The local files that an entry's results depend on: its questions, and the suite's own task files (all of them,
+    as they include each other)."""
+    benchmark = _local_benchmark(entry.task)
+    if entry.data_files:
+        files = [data / file for file in entry.data_files.values()]
+    elif benchmark is not None:
+        files = [data / "eval" / file for file in LOCAL_BENCHMARKS[benchmark].files.values()]
+    else:
+        files = []
+    own = [path for folder in (OWN_TASKS, *suite.include_path) for path in folder.rglob("*") if path.suffix in _TASKS]
+    return [*files, *sorted(own)]
 
 
 def open_suite(suite: Suite, folder: str | Path, data: str | Path | None = None) -> Any:

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, first_changed_id, open_tokenizer
-from mindllm_engine.errors import CheckpointError
+from mindllm_engine.errors import CheckpointError, DataError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
@@ -161,9 +161,41 @@ def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
 
 
 def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
-    """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
-    model, _ = load_model(Path(run_dir), best_device())
-    return model, open_tokenizer(str(Path(run_dir) / TOKENIZER_FILE))
+    """The newest network of a run folder on the best device here, and the tokenizer it was trained with.
+
+    Raises CheckpointError and DataError as `load_model`, `refuse_nan` and `tokenizer_of`.
+    """
+    checkpoint = find_checkpoint(Path(run_dir))
+    tokenizer = tokenizer_of(checkpoint)
+    model, _ = load_model(checkpoint, best_device())
+    refuse_nan(model, checkpoint)
+    return model, tokenizer
+
+
+def tokenizer_of(checkpoint: Path) -> TextTokenizer:
+    """The tokenizer in the run folder of a checkpoint.
+
+    Raises:
+        DataError: it is missing or damaged, or another one than that of the data the network was trained on.
+    """
+    tokenizer = open_tokenizer(checkpoint.parent.parent / TOKENIZER_FILE)
+    wanted = load_state(checkpoint).tokenizer_hash
+    if tokenizer.hash != wanted:
+        raise DataError(
+            f"{tokenizer.model_path}: is not the tokenizer of {checkpoint}: its hash is {tokenizer.hash}, and that of "
+            f"the data the network was trained on {wanted}; put the run's own tokenizer there"
+        )
+    return tokenizer
+
+
+def refuse_nan(model: MindLLM | GPTNeo, checkpoint: Path) -> None:
+    """Raises CheckpointError where weights are NaN or infinite: comparisons of NaN would pass for answers."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise CheckpointError(
+                f"{checkpoint}: {name} holds numbers that are NaN or infinite, so that it can answer nothing; take an "
+                "earlier checkpoint"
+            )
 
 
 def best_device() -> torch.device:

@@ -96,10 +96,16 @@ def test_a_saved_template_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
         assert load_template(tmp_path, tokenizer).config == config
     with pytest.raises(DataError, match="no chat template"):
         load_template(tmp_path / "nowhere", tokenizer)
-    for damaged in (b"{", b"[]", b'{"who": "x"}'):
+    damages = (b"", b"{", b"[]", b"null", b"{}", b'{"who": "x"}', b'{"system": "{content}"}')
+    wrong = (b"1", b"null", b'["{content}"]', b'{"{content}": 1}')
+    whole = b'{"system": "{content}", "assistant": "{content}", "user": %s}'
+    for damaged in (*damages, *(whole % part for part in wrong)):
         (tmp_path / "chat_template.json").write_bytes(damaged)
-        with pytest.raises(DataError, match="damaged chat template"):
+        with pytest.raises(DataError, match=r"chat_template\.json: damaged chat template"):
             load_template(tmp_path, tokenizer)
+    (tmp_path / "chat_template.json").write_bytes(whole % b'"x"')
+    with pytest.raises(ConfigError, match=r"chat_template\.json: template.user: 'x' must hold {content} exactly once"):
+        load_template(tmp_path, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,10 @@ import yaml
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.evaluation.evaluate import EvaluateArguments, evaluate
+from mindllm_engine.evaluation.export.import_hf import save_weights
 from mindllm_engine.evaluation.readings import READINGS
+from mindllm_engine.training.checkpoint import load_state
+from mindllm_engine.training.weights import find_checkpoint, load_model
 from tests.evaluation.harness_models import TEXTS, byte_level_tokenizer
 from tests.training.tiny_run import ROOT, train_here, write_config, write_tokens
 
@@ -159,6 +162,102 @@ def test_a_limit_is_said_and_asks_anew(world_of_questions, evaluated, tmp_path) 
     assert "Only the first 3 questions" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_changed_questions_are_asked_anew(world_of_questions, evaluated, tmp_path) -> None:
+    """As many questions of as many bytes, the answers alone differ; the task that they are of, and no other."""
+    shutil.copytree(evaluated[0], tmp_path / "out")
+    shutil.copytree(world_of_questions[1], tmp_path / "data")
+    given = arguments(world_of_questions, tmp_path / "out", data=str(tmp_path / "data"), readings=True)
+    files = {name: tmp_path / "out" / "tasks" / f"{name}.json" for name in ("local_mmlu", "local_gsm8k")}
+    before = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    evaluate(given, ALONE)  # the same questions in another place
+    assert before == {name: file.stat().st_mtime_ns for name, file in files.items()}
+    records = [record for name in ("anatomy", "astronomy") for record in mmlu(name, 9, 20)]
+    for record in records:
+        record["answer"] = "A"
+    write_lines(tmp_path / "data" / "eval" / "mmlu_test.jsonl.gz", records)
+    evaluate(given, ALONE)
+    assert [files[name].stat().st_mtime_ns == before[name] for name in files] == [False, True]
+    with gzip.open(tmp_path / "out" / "tasks" / "local_mmlu.samples.jsonl.gz", "rt") as file:
+        assert {json.loads(line)["target"] for line in file} == {0}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"settings": 1}', b"\xff"], ids=["empty", "list", "other", "bytes"])
+def test_damaged_results_are_asked_anew(world_of_questions, evaluated, tmp_path, content: bytes) -> None:
+    shutil.copytree(evaluated[0], tmp_path / "out")
+    (tmp_path / "out" / "tasks" / "local_gsm8k.json").write_bytes(content)
+    again = evaluate(arguments(world_of_questions, tmp_path / "out", readings=True), ALONE)
+    assert without_time(again) == without_time(evaluated[1])
+
+
+def test_a_suites_own_limits_hold_and_are_said(world_of_questions, tmp_path) -> None:
+    """Of each task by itself; the command line's holds beside it where it is lower."""
+    suite = tmp_path / "suite.yaml"
+    entries = [
+        {"task": "local_mmlu", "num_fewshot": 0, "limit": 2},
+        {"task": "local_gsm8k", "num_fewshot": 0, "metric": "exact_match"},
+    ]
+    suite.write_text(yaml.safe_dump({"tasks": entries}))
+    given = arguments(world_of_questions, tmp_path / "out", suite=str(suite))
+    for limit, counts in ((None, (4, 4)), (3, (4, 3)), (1, (2, 1))):
+        found = evaluate(replace(given, limit=limit), ALONE)["entries"]
+        assert [found[name]["scores"][0]["questions"] for name in ("local_mmlu", "local_gsm8k")] == list(counts)
+        text = (tmp_path / "out" / "results.md").read_text()
+        assert ("Not all questions were asked of local_mmlu (the first 2 of each of its tasks)." in text) == (not limit)
+        assert (f"Only the first {limit} questions" in text) == bool(limit)
+
+
+@pytest.mark.parametrize(("task", "shots", "found"), [("local_mmlu", 6, 5), ("local_gsm8k", 4, 3)])
+def test_more_examples_than_there_are(world_of_questions, tmp_path, task: str, shots: int, found: int) -> None:
+    """Of GSM8K the questions themselves are the examples, and none stands before itself."""
+    suite = tmp_path / "suite.yaml"
+    for wanted in (shots, found):
+        suite.write_text(yaml.safe_dump({"tasks": [{"task": task, "num_fewshot": wanted}]}))
+        given = arguments(world_of_questions, tmp_path / "out", suite=str(suite), limit=1)
+        if wanted == found:
+            assert evaluate(given, ALONE) is not None
+        else:
+            with pytest.raises(DataError, match=rf"task {task}.*: num_fewshot is {shots}, and there are {found} exam"):
+                evaluate(given, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"doc_to_text": "{{question}}"},
+            r"task own: its questions cannot be loaded \(UndefinedError: 'question' .*columns",
+        ),
+        ({"doc_to_text": "{{q if a else r}}"}, "task own, record 1: its prompt cannot be made"),
+        ({"doc_to_choice": "{{c}"}, "task own"),
+        ({"metric_list": [{"metric": "accuracy_of_mine"}]}, "task own"),
+        ({"output_type": "multiple"}, "task own"),
+        ({"test_split": "tset"}, "task own"),
+    ],
+    ids=["column", "second record", "template", "metric", "kind", "split"],
+)
+def test_a_task_file_of_the_users_own_that_cannot_be_asked(world_of_questions, tmp_path, changes, message) -> None:
+    lines = [{"q": f"What is {n}?", "c": ["one", "two"], "a": n % 2 - 1} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "q.jsonl")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{c}}",
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(task | changes))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"tasks": [{"task": "own"}], "include_path": ["."]}))
+    with pytest.raises(DataError, match=message) as failure:
+        evaluate(arguments(world_of_questions, tmp_path / "out", suite=str(suite)), ALONE)
+    assert len(str(failure.value).splitlines()) == 1
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def tool(ranks: int, *options: str) -> subprocess.CompletedProcess[str]:
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--"] if ranks > 1 else []
@@ -175,6 +274,10 @@ def test_two_ranks_give_what_one_gives(world_of_questions, evaluated, tmp_path) 
     assert done.returncode == 0, done.stderr
     assert without_time(json.loads((tmp_path / "results.json").read_text())) == without_time(evaluated[1])
     assert "| local_gsm8k |" in done.stdout
+    assert [line.split(" in ")[0] for line in done.stderr.splitlines() if "asked" in line or not line] == [
+        "asked local_mmlu",
+        "asked local_gsm8k",
+    ]  # and no empty lines, which lm-eval's bars leave
     for name in ("local_mmlu", "local_gsm8k"):
         texts = [
             gzip.decompress((folder / "tasks" / f"{name}.samples.jsonl.gz").read_bytes()).decode()
@@ -204,11 +307,33 @@ def test_a_folder_without_a_checkpoint_is_refused(world_of_questions, tmp_path) 
         evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path)), ALONE)
 
 
+def test_a_file_in_place_of_the_folder_for_results(world_of_questions, tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(DataError, match=r"out/.*: cannot be written: Not a directory"):
+        evaluate(arguments(world_of_questions, tmp_path / "out"), ALONE)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_another_tokenizer_in_the_run_is_refused(world_of_questions, tmp_path) -> None:
     shutil.copytree(world_of_questions[0], tmp_path / "run")
     other = byte_level_tokenizer(tmp_path / "other", ["quite another text"], vocab_size=300)
     shutil.copy(other.model_path, tmp_path / "run" / "tokenizer.model")
-    with pytest.raises(DataError, match=r"tokenizer\.model: is not the tokenizer that .* was trained with"):
+    with pytest.raises(DataError, match=r"tokenizer\.model: is not the tokenizer of .*; put the run's own"):
+        evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path / "run")), ALONE)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_score_nothing(world_of_questions, tmp_path, value: float) -> None:
+    """The largest of four NaN is the first: such a network would always answer A."""
+    shutil.copytree(world_of_questions[0], tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run")
+    model, config = load_model(checkpoint, torch.device("cpu"))
+    with torch.no_grad():
+        model.embedding[3, 3] = value
+    state = load_state(checkpoint)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    save_weights(model, config, state.tokenizer_hash, tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="embedding holds numbers that are NaN or infinite"):
         evaluate(arguments(world_of_questions, tmp_path / "out", run=str(tmp_path / "run")), ALONE)
 
 

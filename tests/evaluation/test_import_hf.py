@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.errors import CheckpointError, DataError, MindLLMError
 from mindllm_engine.evaluation.export.export_run import export_run
-from mindllm_engine.evaluation.export.import_hf import import_checkpoint
+from mindllm_engine.evaluation.export.import_hf import import_checkpoint, save_weights
 from mindllm_engine.evaluation.export.tensor_files import write_tensors
 from mindllm_engine.evaluation.export.tokenizer_json import tokenizer_json
 from mindllm_engine.evaluation.generation import generate
@@ -29,7 +30,7 @@ from mindllm_engine.evaluation.gpt_neo_checkpoint import config_from_hf
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.training.weights import load_model_for_inference
 from tests.corpus.conftest import make_documents
-from tests.evaluation.exported_runs import logits_of, make_run, train_byte_level, train_sentencepiece
+from tests.evaluation.exported_runs import logits_of, make_config, make_run, train_byte_level, train_sentencepiece
 from tests.training.tiny_run import ROOT, environment, train_here, write_config, write_tokens
 
 
@@ -247,7 +248,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     make_run(run, "mindllm", pieces, TemplateConfig())
     own = (run / "tokenizer.model").read_bytes()
     (run / "tokenizer.model").write_bytes(byte_level.model_path.read_bytes())
-    assert "is not the tokenizer of the checkpoint" in refusal(export)
+    assert "is not the tokenizer of " in refusal(export)
     (run / "tokenizer.model").unlink()
     assert "tokenizer.model: the tokenizer cannot be read" in refusal(export)
     (run / "tokenizer.model").write_bytes(own)
@@ -319,6 +320,46 @@ def test_what_cannot_be_imported_is_said_in_one_line(byte_level: TextTokenizer, 
     (out / "kept").write_text("")
     assert "not empty" in refusal(attempt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out"]
+
+
+def test_an_exported_folder_whose_parts_do_not_belong_together_is_refused(
+    pieces: Tokenizer, byte_level: TextTokenizer, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", "mindllm", pieces, TemplateConfig())
+    export_run(tmp_path / "run", tmp_path / "hf", torch.float32, silent)
+    import_checkpoint(tmp_path / "hf", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    own = tmp_path / "hf" / "mindllm"
+    tokenizer, template = (own / "tokenizer.model").read_bytes(), (own / "chat_template.json").read_bytes()
+
+    def attempt() -> None:
+        import_checkpoint(tmp_path / "hf", tmp_path / "out")
+
+    (own / "tokenizer.model").write_bytes(byte_level.model_path.read_bytes())
+    assert "mindllm/tokenizer.model: is not the tokenizer of" in refusal(attempt)
+    (own / "tokenizer.model").unlink()
+    (own / "tokenizer.model").mkdir()
+    assert "mindllm/tokenizer.model: " in refusal(attempt)
+    (own / "tokenizer.model").rmdir()
+    (own / "tokenizer.model").write_bytes(tokenizer)
+    (own / "chat_template.json").write_text("{}")
+    assert "mindllm/chat_template.json: damaged chat template" in refusal(attempt)
+    (own / "chat_template.json").write_bytes(template)
+    config = (tmp_path / "hf" / "config.json").read_text()
+    (tmp_path / "hf" / "config.json").write_text(config.replace('"hidden_size": 64', '"hidden_size": 1e400'))
+    assert "config.json has a value of the wrong type" in refusal(attempt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
+
+
+def test_weights_that_are_no_numbers_are_not_exported(pieces: Tokenizer, tmp_path: Path) -> None:
+    model = make_run(tmp_path / "run", "mindllm", pieces)
+    with torch.no_grad():
+        model.embedding[5, 3] = torch.nan
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    save_weights(model, make_config("mindllm", pieces.vocab_size), pieces.hash, tmp_path / "run" / "checkpoints")
+    message = refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", torch.float32, silent))
+    assert "embedding holds numbers that are NaN or infinite" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mindllm_with_other_tensors_is_refused(pieces: Tokenizer, tmp_path: Path) -> None:

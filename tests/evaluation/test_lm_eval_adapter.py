@@ -187,3 +187,15 @@ def test_a_tokenizer_of_another_network_is_refused(pair, tmp_path) -> None:
     assert other.vocab_size > pair[1].vocab_size
     with pytest.raises(DataError, match="it is not the tokenizer"):
         EngineLM(pair[0], other, ALONE)
+
+
+def test_log_probabilities_that_are_no_numbers_are_no_score(pair) -> None:
+    """As of weights so large that their products overflow."""
+    _, tokenizer, _ = pair
+    model = gpt_neo(tokenizer.vocab_size, max_seq_len=128, window_size=16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(1e30)
+    with pytest.raises(DataError, match="task a_task, record 0: the network's log-probabilities are NaN"):
+        EngineLM(model, tokenizer, ALONE).loglikelihood(requests("loglikelihood", [("Why?", " B")]))

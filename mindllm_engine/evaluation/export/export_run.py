@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, ChatTemplate, load_template
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.data.atomic_files import cannot_write
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation import gpt_neo_checkpoint, mindllm_checkpoint
@@ -30,8 +30,8 @@ from mindllm_engine.evaluation.export.tensor_files import write_tensors
 from mindllm_engine.evaluation.export.tokenizer_json import special_tokens, tokenizer_json
 from mindllm_engine.models.gpt_neo import GPTNeo, to_hf_state_dict
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.training.checkpoint import CheckpointState, flush_to_disk, load_state
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model
+from mindllm_engine.training.checkpoint import flush_to_disk, load_state
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model, refuse_nan, tokenizer_of
 
 # In an exported folder: what the run had, as it had it.
 RUN_FILES = "mindllm"
@@ -71,9 +71,10 @@ def export_run(run: Path, out: Path, dtype: torch.dtype, show: Callable[[int], N
     checkpoint = find_checkpoint(run)
     folder = checkpoint.parent.parent
     state = load_state(checkpoint)
-    tokenizer = _tokenizer_of(folder, state)
+    tokenizer = tokenizer_of(checkpoint)
     template = load_template(folder, tokenizer) if (folder / TEMPLATE_FILE).exists() else None
     model, _ = load_model(checkpoint, torch.device("cpu"))
+    refuse_nan(model, checkpoint)
     vocab_size = model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise DataError(
@@ -142,16 +143,6 @@ def write_tokenizer(
 def pad_id(tokenizer: TextTokenizer, special: dict[str, int]) -> int:
     """What fills up batches: the unknown token, which no text gives, or else what ends documents."""
     return special.get("<unk>", tokenizer.eos_id)
-
-
-def _tokenizer_of(folder: Path, state: CheckpointState) -> TextTokenizer:
-    tokenizer = open_tokenizer(folder / TOKENIZER_FILE)
-    if state.tokenizer_hash != tokenizer.hash:
-        raise DataError(
-            f"{tokenizer.model_path}: is not the tokenizer of the checkpoint: its hash is {tokenizer.hash}, that of "
-            f"the data was {state.tokenizer_hash}; put the run's own tokenizer there"
-        )
-    return tokenizer
 
 
 def _write_model(

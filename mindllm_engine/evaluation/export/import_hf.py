@@ -12,13 +12,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import tokenizers
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
-from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.byte_level_tokenizer import ByteLevelTokenizer
-from mindllm_engine.corpus.chat_template import TEMPLATE_FILE
+from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, load_template
 from mindllm_engine.corpus.extend_byte_level import from_vocab_and_merges
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.data.atomic_files import cannot_write
@@ -26,12 +25,13 @@ from mindllm_engine.errors import CheckpointError, DataError
 from mindllm_engine.evaluation import mindllm_checkpoint
 from mindllm_engine.evaluation.export.export_run import RUN_FILES
 from mindllm_engine.evaluation.export.tensor_files import read_json, read_tensors
+from mindllm_engine.evaluation.export.tokenizer_json import tokenizer_json
 from mindllm_engine.evaluation.gpt_neo_checkpoint import load_hf_checkpoint
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.training import weights
 from mindllm_engine.training.checkpoint import CheckpointState, checkpoint_of
-from mindllm_engine.training.checkpoint_storage import Parts, PartSavePlanner, ShardWriter, first_failure
 from mindllm_engine.training.setup import CONFIG_FILE
 from mindllm_engine.training.weights import TOKENIZER_FILE
 
@@ -54,6 +54,8 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     try:
         staged.mkdir(parents=True)
         tokenizer = _copy_tokenizer(folder, staged)
+        if (staged / TEMPLATE_FILE).exists():
+            load_template(folder / RUN_FILES, tokenizer)  # before anything is tuned or asked by it
         if tokenizer.vocab_size > model.config.vocab_size:
             raise DataError(
                 f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, and its network only "
@@ -91,13 +93,28 @@ def _copy_tokenizer(folder: Path, out: Path) -> TextTokenizer:
     target = out / TOKENIZER_FILE
     for source in (own / TOKENIZER_FILE, folder / "tokenizer.json"):
         if source.exists():
+            found = open_tokenizer(source)  # so that what is wrong is said of the file the user has
+            _refuse_two_tokenizers(folder, found)
             shutil.copyfile(source, target)
-            open_tokenizer(source)  # so that what is wrong is said of the file the user has
             return open_tokenizer(target)
     if not (folder / "vocab.json").exists():
         raise DataError(f"{folder}: has no tokenizer.json, nor vocab.json and merges.txt; save its tokenizer there")
     target.write_text(from_vocab_and_merges(folder).to_str(), encoding="utf-8")
     return ByteLevelTokenizer(target)
+
+
+def _refuse_two_tokenizers(folder: Path, own: TextTokenizer) -> None:
+    """Raises DataError where a folder's tokenizer.json, which the weights were used with since, has other tokens."""
+    path = folder / "tokenizer.json"
+    if own.model_path == path or not path.exists():
+        return
+    theirs = tokenizers.Tokenizer.from_buffer(tokenizer_json(own, for_chats=False)).get_vocab()
+    open_tokenizer(path)  # says what is wrong with it
+    if tokenizers.Tokenizer.from_file(str(path)).get_vocab() != theirs:
+        raise DataError(
+            f"{own.model_path}: is not the tokenizer of {path}, which has other tokens; put the right one there, or "
+            f"remove {own.model_path.parent} so that tokenizer.json is taken"
+        )
 
 
 def _config_file(config: ModelConfig) -> str:
@@ -114,17 +131,9 @@ def save_weights(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: s
 
     Raises CheckpointError if it cannot be written.
     """
-    parts = {
-        f"master/{name}": Parts(parameter.numel(), torch.float32, {0: parameter.detach().reshape(-1)})
-        for name, parameter in model.named_parameters()
-    }
-    writer = ShardWriter(rank=0, keep=0, keep_every=0)
-    writer.checkpoint = checkpoint = checkpoint_of(folder, 0)
-    writer.state = CheckpointState(step=0, next_sample=0, model=asdict(config), plan={}, tokenizer_hash=tokenizer_hash)
+    state = CheckpointState(step=0, next_sample=0, model=asdict(config), plan={}, tokenizer_hash=tokenizer_hash)
     try:
-        dcp.save(parts, storage_writer=writer, planner=PartSavePlanner(), no_dist=True)
-    except CheckpointException as failure:
-        error = first_failure(failure)
-        if not isinstance(error, CheckpointError):
-            raise error from failure
-        raise CheckpointError(f"{checkpoint}: cannot be written ({error}); free space, or write elsewhere") from error
+        weights.save_weights(model, folder, state)
+    except CheckpointError as error:
+        where = checkpoint_of(folder, state.step)
+        raise CheckpointError(f"{where}: cannot be written ({error}); free space, or write elsewhere") from error

@@ -1,19 +1,21 @@
 """Answers of run folders, servers and files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mindllm_engine.chat_endpoint import AnswerCache, EndpointConfig, EndpointFailure
 from mindllm_engine.corpus.chat_template import Message, load_template
+from mindllm_engine.corpus.tokenizer import train_tokenizer
 from mindllm_engine.errors import ConfigError, DataError, MindLLMError
 from mindllm_engine.evaluation.arena.answers import AnswerOptions, Contestant, answers_of, answers_of_run
 from mindllm_engine.evaluation.arena.prompts import Prompt
 from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.training.weights import load_model_for_inference
 from tests.chat_server import ChatServer, Reply
-from tests.evaluation.arena.tuned_run import tuned_run
+from tests.evaluation.arena.tuned_run import TEXTS, tuned_run
 
 PROMPTS = [
     Prompt("p1", (Message("user", "合同第7条？"),)),
@@ -54,6 +56,14 @@ def test_batched_answers_are_those_of_each_prompt_alone(run: Path, tmp_path: Pat
     else:
         other = AnswerOptions(**{**vars(options), "seed": 5})
         assert answers_of_run(run, PROMPTS, other, AnswerCache(tmp_path / "a"), quiet)[:3] != answers[:3]
+
+
+def test_a_run_with_another_tokenizer_answers_nothing(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    train_tokenizer(TEXTS[100:], 340, tmp_path / "other.model", special_tokens=True)
+    shutil.copy(tmp_path / "other.model", tmp_path / "run" / "tokenizer.model")
+    with pytest.raises(DataError, match=r"tokenizer\.model: is not the tokenizer of "):
+        answers_of_run(tmp_path / "run", PROMPTS, AnswerOptions(), AnswerCache(tmp_path / "a"), quiet)
 
 
 def test_answers_are_kept_and_not_made_again(run: Path, tmp_path: Path) -> None:

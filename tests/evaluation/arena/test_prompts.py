@@ -101,7 +101,7 @@ def test_a_missing_or_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl", "last", None)
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"query": "a"}\n' * 100)[:-10])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="truncated"):
         read_prompts(tmp_path / "cut.jsonl.gz", "last", None)
 
 
