@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, first_changed_id, open_tokenizer
-from mindllm_engine.errors import CheckpointError
+from mindllm_engine.errors import CheckpointError, DataError
 from mindllm_engine.models import ModelConfig
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
@@ -162,8 +162,22 @@ def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
 
 def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
     """The newest network of a run folder on the best device here, and the tokenizer it was trained with."""
-    model, _ = load_model(Path(run_dir), best_device())
-    return model, open_tokenizer(str(Path(run_dir) / TOKENIZER_FILE))
+    checkpoint = find_checkpoint(Path(run_dir))
+    tokenizer = tokenizer_of(checkpoint)
+    return load_model(checkpoint, best_device())[0], tokenizer
+
+
+def tokenizer_of(checkpoint: Path) -> TextTokenizer:
+    """The tokenizer in the run folder of a checkpoint. Raises DataError where it is missing, damaged or another one
+    than the network was trained with, to which the text of another would mean nothing."""
+    path = checkpoint.parent.parent / TOKENIZER_FILE
+    tokenizer, trained_with = open_tokenizer(path), load_state(checkpoint).tokenizer_hash
+    if tokenizer.hash != trained_with:
+        raise DataError(
+            f"{path}: is not the tokenizer that {checkpoint.name} was trained with (hash {tokenizer.hash}, there "
+            f"{trained_with}); put that one in its place"
+        )
+    return tokenizer
 
 
 def best_device() -> torch.device:
