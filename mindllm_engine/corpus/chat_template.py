@@ -4,6 +4,7 @@ Each part of a template, and each message, is encoded by itself, so that the ids
 the prompt with its answer: the network meets at inference what it was tuned on.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ TEMPLATE_FILE = "chat_template.json"
 
 _CONTENT = "{content}"
 _BOS, _EOS = "<s>", "</s>"
+_SYMBOL_LIKE = re.compile(r"<\|[^<>|]*\|>")
 _SYMBOLS = re.compile("(" + "|".join(re.escape(token) for token in (*CHAT_TOKENS, _BOS, _EOS)) + ")")
 
 
@@ -69,6 +71,10 @@ class TemplateConfig:
         for role in ROLES:
             if getattr(self, role).count(_CONTENT) != 1:
                 raise ConfigError(f"template.{role}: {getattr(self, role)!r} must hold {_CONTENT} exactly once")
+            for word in _SYMBOL_LIKE.findall(getattr(self, role)):
+                meant = difflib.get_close_matches(word.lower(), CHAT_TOKENS, n=1, cutoff=0.8)
+                if meant and word not in CHAT_TOKENS:
+                    raise ConfigError(f"template.{role}: {word} is no symbol, but text; did you mean {meant[0]}?")
         if self.system.count(_EOS) + self.user.count(_EOS):
             raise ConfigError(
                 f"template: {_EOS} stands around a question, where it is not learnt, so that answers would never end; "
@@ -158,8 +164,13 @@ def load_template(folder: Path, tokenizer: TextTokenizer) -> ChatTemplate:
     """
     path = folder / TEMPLATE_FILE
     try:
-        return ChatTemplate(TemplateConfig(**orjson.loads(path.read_bytes())), tokenizer)
+        parts = orjson.loads(path.read_bytes())
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise ValueError("it must hold a text for each role")
+        return ChatTemplate(TemplateConfig(**parts), tokenizer)
     except OSError as error:
         raise DataError(f"{path}: no chat template ({error.strerror}); tune the network with tools/tune.py") from error
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged chat template: {error}") from error
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from error

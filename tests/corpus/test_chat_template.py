@@ -96,10 +96,13 @@ def test_a_saved_template_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
         assert load_template(tmp_path, tokenizer).config == config
     with pytest.raises(DataError, match="no chat template"):
         load_template(tmp_path / "nowhere", tokenizer)
-    for damaged in (b"{", b"[]", b'{"who": "x"}'):
+    for damaged in (b"{", b"[]", b'{"who": "x"}', b'{"user": 3}', b'{"user": null}'):
         (tmp_path / "chat_template.json").write_bytes(damaged)
         with pytest.raises(DataError, match="damaged chat template"):
             load_template(tmp_path, tokenizer)
+    (tmp_path / "chat_template.json").write_bytes(b'{"user": "x"}')
+    with pytest.raises(DataError, match=r"chat_template\.json: template\.user: 'x' must hold"):
+        load_template(tmp_path, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_a_saved_template_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
         (TemplateConfig(user="<|user|>"), "template.user"),
         (TemplateConfig(assistant="{content}{content}"), "exactly once"),
         (TemplateConfig(system="{content}</s>"), "answers would never end"),
+        (TemplateConfig(assistant="<|asistant|>{content}<|end|>"), r"<\|asistant\|> is no symbol.* <\|assistant\|>\?"),
+        (TemplateConfig(user="<|User|>{content}<|end|>"), r"<\|User\|> is no symbol.* <\|user\|>\?"),
     ],
 )
 def test_impossible_templates_are_refused(tokenizer: Tokenizer, config: TemplateConfig, message: str) -> None:
