@@ -105,7 +105,14 @@ def test_a_lora_run_is_exported_whole(tuning: Path) -> None:
 
 def test_the_reported_drift_is_that_of_the_logits(tuning: Path) -> None:
     tune_here(tuning)
-    report = merge_run(tuning.parent / "run")
+    run = tuning.parent / "run"
+    report = merge_run(run)
+    # A checkpoint stands for its run.
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    files = sorted(path.name for path in checkpoint.iterdir())
+    assert merge_run(checkpoint) == report
+    assert sorted(path.name for path in checkpoint.iterdir()) == files
     assert 0 < report.drift_mean < report.drift_max < 1e-4
     assert 64 < report.tokens <= 1024
 

@@ -133,6 +133,11 @@ def test_a_chat_is_the_networks_own_greedy_answer(tuned: Path) -> None:
     # Anew after the empty line, and after a chat that is too long for the network.
     assert talked.stdout == f"{first}\n{second}\n{first}\n{first}\n"
     assert talked.stderr.count("we begin anew") == 1
+    # So it does after words that are no Unicode.
+    talked = launch("chat.py", *options, stdin=f"{asked[0]}\n\udcff\n{asked[0]}")
+    assert talked.returncode == 0, talked.stderr
+    assert talked.stdout == f"{first}\n{first}\n"
+    assert "lone surrogate" in talked.stderr
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_checkpoint_is_refused(tuned: Path, tmp_path: Path) -> None:
