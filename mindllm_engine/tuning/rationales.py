@@ -160,11 +160,13 @@ def distill_rationales(config: RationaleConfig, show: Callable[[int, int], None]
             without.append(record.row)
         else:
             failures.append(_failure(record.where, record.id, f"no answer: {answer.reason}"))
-    # An answer to a record that is not asked about this time may be needed the next.
-    asked = {record.id for record in records}
-    given += [{"id": id, "answer": answer} for id, answer in of_file.items() if id not in asked]
+    # An answer that was paid for stays, whatever became of this run.
+    rationales = folder / "rationales.jsonl"
+    earlier = _answers_of_file(str(rationales)) if rationales.exists() else {}
+    answered = {row["id"] for row in given}
+    given += [{"id": id, "answer": answer} for id, answer in (earlier | of_file).items() if id not in answered]
     report.failures = Counter(failure["reason"] for failure in failures)
-    write_json_lines(folder / "rationales.jsonl", given)  # first: they cost money
+    write_json_lines(rationales, given)  # first: they cost money
     write_json_lines(folder / "failures.jsonl", failures)
     write_summary(folder / "summary.json", {**vars(report), "failures": dict(report.failures)})
     if not with_rationale:
