@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.corpus.chat_template import ChatTemplate, Message, load_template
-from mindllm_engine.errors import ConfigError
+from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.generation import TextStream, generate
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
@@ -54,7 +54,7 @@ def main() -> None:
         chat.append(Message("user", line))
         try:
             chat.append(Message("assistant", speak(answer(model, template, chat, arguments))))
-        except ConfigError as error:  # the chat has become too long for the network
+        except (ConfigError, DataError) as error:  # too long for the network, or no Unicode
             print(f"{error}; we begin anew", file=sys.stderr, flush=True)
             chat = list(beginning)
 
@@ -91,6 +91,7 @@ def speak(pieces: Iterator[str]) -> str:
 
 def lines() -> Iterator[str]:
     """What the person says, a line at a time."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused where it is encoded
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")

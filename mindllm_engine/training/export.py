@@ -30,13 +30,17 @@ def whole_state(checkpoint: Path) -> CheckpointState:
     """`load_state` of a checkpoint that holds all weights. Raises CheckpointError for one that leaves some out."""
     state = load_state(checkpoint)
     if state.adapters:
-        raise CheckpointError(f"{checkpoint}: holds LoRA's additions alone; give merged/ of the run instead")
+        run = checkpoint.parent.parent
+        raise CheckpointError(
+            f"{checkpoint}: holds LoRA's additions alone; make {run / 'merged'} by tools/merge_lora.py --run {run} "
+            "where it is not there yet, and give that"
+        )
     return state
 
 
 def exported_bytes(source: Path, dtype: torch.dtype) -> int:
-    """Bytes of weights that `export_weights` will write."""
-    shapes = shapes_of(whole_state(find_checkpoint(source)))
+    """Bytes of the weights of a run folder or checkpoint in `dtype`; of LoRA's, those of the whole network."""
+    shapes = shapes_of(load_state(find_checkpoint(source)))
     return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 

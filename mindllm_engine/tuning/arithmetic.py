@@ -59,6 +59,8 @@ def write_arithmetic(folder: Path, largest: int, holdout: float, questions: int,
     for one in all_sums(largest):
         share = xxhash.xxh3_64_intdigest(one.context.encode()) / 2**64
         (heldout if share < holdout else train).append(one)
+    if not train:
+        raise ConfigError(f"arithmetic: holdout {holdout} of the sums up to {largest} leaves none to train on")
     generator = random.Random(seed)
     generator.shuffle(train)
     generator.shuffle(heldout)

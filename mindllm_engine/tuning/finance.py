@@ -25,6 +25,7 @@ from mindllm_engine.tuning.record_files import (
     content_key,
     fill,
     message_rows,
+    refuse_to_overwrite,
     stable_sample,
     write_json_lines,
     write_summary,
@@ -173,9 +174,12 @@ def prepare_finance(config: FinanceConfig, show: Callable[[int], None] | None = 
         DataError: a file is missing or damaged, or a class has no record to train on.
     """
     config.validate()
+    paths = expand_paths(config.input)
+    folder = Path(config.out)
+    refuse_to_overwrite(paths, [folder / name for name in ("train.jsonl", "test.jsonl", "summary.json")])
     report = FinanceReport()
     labelled = _NewsLabels(config.labels, report) if config.labels is not None else _GivenLabels(config)
-    records = _distinct(list(_records(config, labelled, report, show)), report)
+    records = _distinct(list(_records(paths, labelled, report, show)), report)
     trained = {record.text for record in records if record.part == "train"}
     again = [record for record in records if record.part == "test" and record.text in trained]
     if again:
@@ -188,8 +192,8 @@ def prepare_finance(config: FinanceConfig, show: Callable[[int], None] | None = 
     parts["train"] = _balanced(parts["train"], config, report)
     report.kept = {part: _by_class(kept, config.classes) for part, kept in parts.items()}
     for part, kept in parts.items():
-        write_json_lines(Path(config.out) / f"{part}.jsonl", (record.row(config) for record in kept))
-    write_summary(Path(config.out) / "summary.json", {**vars(report), "left_out": dict(report.left_out)})
+        write_json_lines(folder / f"{part}.jsonl", (record.row(config) for record in kept))
+    write_summary(folder / "summary.json", {**vars(report), "left_out": dict(report.left_out)})
     return report
 
 
@@ -250,13 +254,13 @@ class _GivenLabels:
 
 
 def _records(
-    config: FinanceConfig,
+    paths: list[str],
     labelled: _NewsLabels | _GivenLabels,
     report: FinanceReport,
     show: Callable[[int], None] | None,
 ) -> Iterator[FinanceRecord]:
     """The records that have a class and a part; the rest is counted."""
-    for path in expand_paths(config.input):
+    for path in paths:
         for where, content in read_json_lines(path):
             report.records += 1
             if show is not None and report.records % _EVERY == 0:

@@ -23,6 +23,7 @@ from mindllm_engine.tuning.record_files import (
     content_key,
     fill,
     message_rows,
+    refuse_to_overwrite,
     stable_sample,
     write_json_lines,
     write_summary,
@@ -143,6 +144,8 @@ def prepare_law(config: LawConfig, show: Callable[[int], None] | None = None) ->
     """
     config.validate()
     paths = expand_paths(config.input)
+    out = Path(config.out)
+    refuse_to_overwrite(paths, [out, summary_path(out)])
     first, second = (open_tokenizer(tokenizer_file(path)) for path in config.tokenizers)
     report = LawReport()
     by_range: dict[str, list[LawRecord]] = {part.name: [] for part in config.ranges}
@@ -172,7 +175,6 @@ def prepare_law(config: LawConfig, show: Callable[[int], None] | None = None) ->
             f"no record is left of {report.records}: no record has the length {', '.join(empty)} by both tokenizers; "
             f"change ranges, or give each a size (left out: {dict(report.left_out)})"
         )
-    out = Path(config.out)
     write_json_lines(out, rows)
     write_summary(summary_path(out), {**vars(report), "left_out": dict(report.left_out)})
     return report

@@ -65,14 +65,15 @@ class MergeReport:
 
 
 def merge_run(run: Path) -> MergeReport:
-    """Merge the newest checkpoint of a LoRA run, in fp32, into `<run>/merged`, and write `<run>/adapter`. Either folder
-    appears whole, in the place of an earlier one.
+    """Merge the newest checkpoint of a LoRA run, or the one given, in fp32, into `<run>/merged`, and write
+    `<run>/adapter`. Either folder appears whole, in the place of an earlier one.
 
     Raises:
         CheckpointError: the run is of no LoRA, or a checkpoint is missing or damaged.
         DataError: a folder cannot be written.
     """
     checkpoint = find_checkpoint(run)
+    run = checkpoint.parents[1]
     state = load_state(checkpoint)
     if not state.adapters:
         raise CheckpointError(

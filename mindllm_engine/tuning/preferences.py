@@ -21,7 +21,7 @@ from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.data.loss_mask import NEW_SEQUENCE, SUPERVISED
 from mindllm_engine.errors import DataError
 from mindllm_engine.tuning.config import TuneConfig
-from mindllm_engine.tuning.records import BadRecord, messages_of
+from mindllm_engine.tuning.records import ASSISTANT_NAMES, BadRecord, chat_of, is_blank, messages_of
 from mindllm_engine.tuning.supervised import longest_record
 from mindllm_engine.tuning.token_documents import Document, PreparedRecords, TooLong, prepare_documents
 
@@ -68,10 +68,12 @@ def pair_of(where: str, content: Any) -> Pair:
         if isinstance(answer, list) and len(answer) == 1:
             answer = answer[0]
         if isinstance(answer, dict):
+            if answer.get("role", answer.get("from", "assistant")) not in ASSISTANT_NAMES:
+                raise ValueError(f"the {key} message is not the assistant's")
             answer = answer.get("content", answer.get("value"))
         if not isinstance(answer, str):
             raise ValueError(f"{key} is neither a text nor one message")
-        if not answer.strip():
+        if is_blank(answer):
             raise ValueError(f"empty {key} answer" if not answer else f"{key} answer of only whitespace")
         answers.append(answer)
     if answers[0] == answers[1]:
@@ -81,8 +83,7 @@ def pair_of(where: str, content: Any) -> Pair:
 
 def prompt_of(content: dict[str, Any]) -> tuple[Message, ...]:
     """The chat that the answers belong to, by the rules of instruction records. Raises ValueError."""
-    if "messages" in content or "conversations" in content:
-        chat = content.get("messages", content.get("conversations"))
+    if (chat := chat_of(content)) is not None:
         if isinstance(chat, list):
             chat = [*chat, {"role": "assistant", "content": "answer"}]
         messages = messages_of({"messages": chat})

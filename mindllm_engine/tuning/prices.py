@@ -154,11 +154,15 @@ def _read_table(path: Path) -> dict[str, list[Any]]:
             # As text: a symbol such as 000001 is no number.
             options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pyarrow.string()))
             table = pyarrow.csv.read_csv(path, convert_options=options)
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8; convert it first") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: prices cannot be read: {error}".splitlines()[0]) from error
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path}: lacks the column {missing[0]}; it has {', '.join(table.column_names)}")
+    for name in _COLUMNS:
+        if names.count(name) != 1:
+            found = "lacks the column" if name not in names else "has more than once the column"
+            raise DataError(f"{path}: {found} {name}; it has {', '.join(names)}")
     columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in _COLUMNS}
     for row, symbol in enumerate(columns["symbol"]):
         if symbol is None or not str(symbol).strip():

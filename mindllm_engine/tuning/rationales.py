@@ -16,10 +16,24 @@ from mindllm_engine.chat_endpoint import ChatEndpoint, EndpointConfig, EndpointF
 from mindllm_engine.corpus.chat_template import Message
 from mindllm_engine.corpus.json_lines import read_json_lines
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.tuning.record_files import fill, message_rows, write_json_lines, write_summary
+from mindllm_engine.tuning.record_files import (
+    fill,
+    message_rows,
+    refuse_to_overwrite,
+    write_json_lines,
+    write_summary,
+)
 from mindllm_engine.tuning.records import BadRecord, messages_of
 
 CONCLUSION = "结论："
+
+_WRITTEN = (
+    "with_rationale.jsonl",
+    "without_rationale.jsonl",
+    "rationales.jsonl",
+    "failures.jsonl",
+    "summary.json",
+)
 
 
 @dataclass
@@ -120,10 +134,13 @@ def distill_rationales(config: RationaleConfig, show: Callable[[int, int], None]
         DataError: a file is missing or damaged, or not one rationale is left.
     """
     config.validate()
+    folder = Path(config.out)
+    refuse_to_overwrite([config.input], [folder / name for name in _WRITTEN])
     report = RationaleReport(kept=dict.fromkeys(config.classes, 0), label_told="{label}" in config.teacher)
     records, failures = read_labelled(config.input, config.classes)
     report.records = len(records) + len(failures)
-    answers: dict[str, str | EndpointFailure] = dict(_answers_of_file(config.answers)) if config.answers else {}
+    of_file = _answers_of_file(config.answers) if config.answers else {}
+    answers: dict[str, str | EndpointFailure] = dict(of_file)
     report.from_file = sum(record.id in answers for record in records)
     unanswered = [record for record in records if record.id not in answers]
     if unanswered and config.endpoint is not None:
@@ -143,9 +160,13 @@ def distill_rationales(config: RationaleConfig, show: Callable[[int, int], None]
             without.append(record.row)
         else:
             failures.append(_failure(record.where, record.id, f"no answer: {answer.reason}"))
+    # An answer that was paid for stays, whatever became of this run.
+    rationales = folder / "rationales.jsonl"
+    earlier = _answers_of_file(str(rationales)) if rationales.exists() else {}
+    answered = {row["id"] for row in given}
+    given += [{"id": id, "answer": answer} for id, answer in (earlier | of_file).items() if id not in answered]
     report.failures = Counter(failure["reason"] for failure in failures)
-    folder = Path(config.out)
-    write_json_lines(folder / "rationales.jsonl", given)  # first: they cost money
+    write_json_lines(rationales, given)  # first: they cost money
     write_json_lines(folder / "failures.jsonl", failures)
     write_summary(folder / "summary.json", {**vars(report), "failures": dict(report.failures)})
     if not with_rationale:

@@ -11,6 +11,7 @@ import xxhash
 
 from mindllm_engine.corpus.chat_template import Message
 from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.errors import ConfigError
 
 Item = TypeVar("Item")
 
@@ -23,6 +24,14 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def write_summary(path: Path, content: dict[str, Any]) -> None:
     """Write counts as JSON to read, all or nothing. Raises DataError if it cannot be written."""
     write_atomically(path, orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def refuse_to_overwrite(sources: Iterable[str | Path], outputs: Iterable[Path]) -> None:
+    """Raise ConfigError where a file to write is one of those to read, whose records would be lost."""
+    read = {Path(source).resolve() for source in sources}
+    for output in outputs:
+        if output.resolve() in read:
+            raise ConfigError(f"out: {output} is read from, and would be overwritten; choose another out")
 
 
 def message_rows(messages: Iterable[Message]) -> list[dict[str, str]]:

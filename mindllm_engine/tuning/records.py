@@ -6,6 +6,7 @@
 A record that cannot be learnt from comes as `BadRecord` with its file and line; nothing is dropped in silence.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mindllm_engine.corpus.json_lines import parse_line, read_lines
 
 # Names in use for the roles.
 _ROLES: dict[str, Role] = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "bot": "assistant"}
+ASSISTANT_NAMES = [name for name, role in _ROLES.items() if role == "assistant"]
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,30 @@ def messages_of(content: Any) -> tuple[Message, ...]:
     """The chat in a record's JSON. Raises ValueError with the reason where there is nothing to learn from."""
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
-    chat = content.get("messages", content.get("conversations"))
+    chat = chat_of(content)
     messages = _chat(chat) if chat is not None else _instruction(content)
     for message in messages:
-        if not message.content.strip() and message.role != "system":
+        if message.role != "system" and is_blank(message.content):
             what = {"user": "instruction", "assistant": "response"}[message.role]
             raise ValueError(f"empty {what}" if not message.content else f"{what} of only whitespace")
     if messages[-1].role != "assistant":
         raise ValueError("the last message is not the assistant's")
     if messages[0].role == "assistant":
         raise ValueError("the first message is the assistant's")
+    if all(message.role != "user" for message in messages):
+        raise ValueError("no message is the user's")
     return messages
+
+
+def chat_of(content: dict[str, Any]) -> Any:
+    """What stands under `messages` or `conversations`; None where neither does."""
+    chat = content.get("messages")
+    return content.get("conversations") if chat is None else chat
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, controls and formats such as a zero-width space, if anything."""
+    return all(letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf") for letter in text)
 
 
 def _instruction(content: dict[str, Any]) -> tuple[Message, ...]:
@@ -102,8 +117,10 @@ def _chat(chat: Any) -> tuple[Message, ...]:
         if not isinstance(entry, dict):
             raise ValueError("a message is no JSON object")
         role, text = entry.get("role", entry.get("from")), entry.get("content", entry.get("value"))
-        if role not in _ROLES or not isinstance(text, str):
-            raise ValueError(f"a message of role {role!r} must be of {', '.join(_ROLES)} and have a text")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise ValueError(f"a message is of none of the roles {', '.join(_ROLES)}")
+        if not isinstance(text, str):
+            raise ValueError(f"a message of the {_ROLES[role]} has no text")
         messages.append(Message(_ROLES[role], text))
     return tuple(messages)
 

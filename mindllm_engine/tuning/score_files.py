@@ -1,5 +1,6 @@
 """Scores files of instruction data by entropy, on any number of ranks, and goes on where a killed run ended.
 
+    OUT/.lock             held by the process that scores into the folder
     OUT/setting.json      what the scores depend on; a run with another setting is refused
     OUT/parts/*.parquet   some records each, written by one rank as they are done; they go once all are
     OUT/scores.parquet    a row for every line of the files in their order: file, line and the fields of `entropy.Score`
@@ -8,11 +9,12 @@
 A part is packed by itself, so that its bits depend neither on the ranks nor on where a run was interrupted.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import orjson
 import torch
@@ -20,15 +22,15 @@ import torch
 from mindllm_engine.command_line import printable
 from mindllm_engine.corpus.chat_template import TEMPLATE_FILE, ChatTemplate, TemplateConfig, load_template
 from mindllm_engine.corpus.json_lines import read_lines
-from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
-from mindllm_engine.data.atomic_files import file_hash, write_atomically
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer
+from mindllm_engine.data.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.distributed.process_group import World, any_rank, raise_together, start_processes, stop_processes
 from mindllm_engine.errors import ConfigError, DataError, MindLLMError
 from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.mindllm import MindLLM
-from mindllm_engine.training.checkpoint import STATE_FILE, load_state
+from mindllm_engine.training.checkpoint import STATE_FILE
 from mindllm_engine.training.scoring import PACK_TOKENS
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model
+from mindllm_engine.training.weights import find_checkpoint, load_model, tokenizer_of
 from mindllm_engine.tuning.entropy import PlainText, PromptTemplate, Scorer, TooLong
 from mindllm_engine.tuning.record_progress import RecordProgress
 from mindllm_engine.tuning.records import BadRecord, Record, parse_record
@@ -93,10 +95,12 @@ def score_files(config: ScoreConfig) -> Path:
     """
     config.validate()
     world = start_processes()
+    out = Path(config.out)
+    held = contextlib.ExitStack()  # rank 0's lock
     try:
-        out = Path(config.out)
         files = [_File(path) for path in config.records]
         setting = _setting(config, files)
+        _together(world, out, lambda: held.enter_context(exclusive_lock(out / ".lock", lambda: _refuse_second(out))))
         _together(world, out, lambda: _begin(out, setting))
         if not (out / SCORES_FILE).exists():
             parts = -(-sum(file.records for file in files) // config.part_records)
@@ -106,7 +110,12 @@ def score_files(config: ScoreConfig) -> Path:
         any_rank(False)
         return out / SCORES_FILE
     finally:
+        held.close()
         stop_processes()
+
+
+def _refuse_second(out: Path) -> NoReturn:
+    raise DataError(f"{out}: another process is scoring into it; wait for it, or choose another out")
 
 
 def _together(world: World, out: Path, action: Any) -> None:
@@ -185,6 +194,19 @@ def read_setting(out: Path) -> dict[str, Any]:
         raise DataError(f"{path}: damaged: {error}; delete the folder and score again") from error
 
 
+def read_table(path: Path) -> Any:
+    """The Arrow table in a file of scores. Raises DataError where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; let score_instructions.py finish") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it and score again") from error
+
+
 def _score_parts(config: ScoreConfig, files: list[_File], world: World) -> None:
     """Write this rank's parts, but for those that are there."""
     out = Path(config.out)
@@ -233,14 +255,7 @@ def _scorer(config: ScoreConfig, device: torch.device) -> Scorer:
 def _network(config: ScoreConfig, device: torch.device) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
     """The network in the wanted precision and the tokenizer it was trained with."""
     checkpoint = find_checkpoint(Path(config.run))
-    path = _run_folder(Path(config.run)) / TOKENIZER_FILE
-    tokenizer = open_tokenizer(path)
-    trained_with = load_state(checkpoint).tokenizer_hash
-    if tokenizer.hash != trained_with:
-        raise DataError(
-            f"{path}: is not the tokenizer that {checkpoint.name} was trained with (hash {tokenizer.hash}, there "
-            f"{trained_with}); put that one in its place"
-        )
+    tokenizer = tokenizer_of(checkpoint)
     model, _ = load_model(checkpoint, device)
     return model.to(torch.bfloat16 if config.precision == "bf16" else torch.float32), tokenizer
 
@@ -293,7 +308,7 @@ def _merge(out: Path, parts: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [pq.read_table(_part(out, number)) for number in range(parts)]
+    tables = [read_table(_part(out, number)) for number in range(parts)]
     table = pa.concat_tables(tables) if tables else _schema().empty_table()
     problems = [
         {"place": f"{row['file']}:{row['line']}", "status": row["status"], "reason": row["reason"]}

@@ -8,6 +8,7 @@ choice comes with as many random records, and with random records of the same le
 `selection_files.py` reads the scores and writes the choices, `selection_report.py` says what was chosen.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,8 @@ class SelectConfig:
         for name, least in (("clusters", 1), ("smallest_cluster", 1), ("sample", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be at least {least}, not {getattr(self, name)}")
+        if self.pretraining_entropy is not None and not 0 < self.pretraining_entropy < math.inf:
+            raise ConfigError(f"pretraining_entropy: {self.pretraining_entropy} must be above 0, in nats a token")
         if Path(self.out).exists():
             raise ConfigError(f"out: {self.out} exists already; choose another folder, or delete it")
 

@@ -18,7 +18,7 @@ from mindllm_engine.data.atomic_files import file_hash, write_atomically
 from mindllm_engine.errors import DataError
 from mindllm_engine.training.checkpoint import step_of
 from mindllm_engine.training.metrics import METRICS_FILE, read_metrics
-from mindllm_engine.tuning.score_files import SCORES_FILE, read_setting
+from mindllm_engine.tuning.score_files import SCORES_FILE, read_setting, read_table
 from mindllm_engine.tuning.selection import Pool, SelectConfig, Selection, choose
 from mindllm_engine.tuning.selection_report import write_report
 
@@ -63,18 +63,13 @@ def pretraining_entropy(setting: dict[str, Any]) -> float:
 
 def read_pool(config: SelectConfig) -> Pool:
     """The scored records. Raises DataError where the scores are not complete, or the file is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(config.scores) / SCORES_FILE
+    table = read_table(path)
     try:
-        table = pq.read_table(path)
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
         rows = np.flatnonzero(~np.isnan(columns["response_entropy"]))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing; let score_instructions.py finish") from error
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it and score again") from error
+    except KeyError as error:
+        raise DataError(f"{path}: damaged (no column {error}); delete it and score again") from error
     without = np.setdiff1d(np.arange(len(table)), rows)
     kinds, counts = np.unique(columns["status"][without].astype(str), return_counts=True)
     columns = {name: column[rows] for name, column in columns.items()}

@@ -35,6 +35,7 @@ _VERSION = 1
 
 _BATCH = 1024  # documents appended at a time
 _EXAMPLES = 5  # records that were dropped or cut, named in the report
+_REASONS = 8  # of each kind, shown to people; a file of something else may have one a line
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,10 @@ class RecordsReport:
             f"{train.longest:,}; held out {self.heldout.records:,} records, {self.heldout.learnt:,} learnt tokens"
         ]
         for kind, word in ((self.bad, "dropped"), (self.too_long, "dropped"), (self.cut, "cut")):
-            lines += [f"{name}: {word} {count:,}: {reason}" for reason, count in sorted(kind.items())]
+            reasons = sorted(kind.items(), key=lambda item: (-item[1], item[0]))
+            lines += [f"{name}: {word} {count:,}: {reason}" for reason, count in reasons[:_REASONS]]
+            if others := reasons[_REASONS:]:
+                lines.append(f"{name}: {word} {sum(count for _, count in others):,}: {len(others):,} other reasons")
         return lines + [f"{name}:   {example}" for example in self.examples]
 
     @classmethod
@@ -174,7 +178,11 @@ def prepare_documents(
             "tuning.bad_records to drop"
         )
     if not report.train.records:
-        raise DataError(f"{path}: no record is left to train on; {'; '.join(report.lines(name)[1:]) or 'it is empty'}")
+        held_out = (
+            f"all {report.heldout.records:,} are held out; lower tuning.heldout" if report.heldout.records else ""
+        )
+        why = "; ".join(filter(None, [held_out, *report.lines(name)[1:]]))
+        raise DataError(f"{path}: no record is left to train on; {why or 'it is empty'}")
     for part in ("train", "heldout"):
         if getattr(report, part).records and TokenFile(folder / part).mask is None:
             raise DataError(f"{folder / part}: has lost its mask; delete the folder to make it anew")

@@ -14,7 +14,7 @@ from mindllm_engine.models.lora import LoraConfig, add_lora
 from tests.distributed.processes import run_ranks
 from tests.distributed.tiny_steps import MICRO_BATCHES, NETWORKS, OPTIM, micro_batch, zero1, zero1_step
 
-STEPS = 12
+STEPS, RATE = 24, 1e-2
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
@@ -32,7 +32,7 @@ def follow(world: World, network: str) -> dict[str, Any]:
     frozen = {name: x.detach().clone() for name, x in model.named_parameters() if not x.requires_grad}
     storages = {name: x.data_ptr() for name, x in model.named_parameters()}
     backend = zero1(model, world)
-    reports = [zero1_step(model, backend, world, step) for step in range(STEPS)]
+    reports = [zero1_step(model, backend, world, step, RATE) for step in range(STEPS)]
     backend.wait_for_parameters()
     now = dict(model.named_parameters())
     return {
@@ -55,7 +55,7 @@ def plain_steps(network: str) -> list[tuple[float, float]]:
         {"params": [x for x in named.values() if x.dim() >= 2], "weight_decay": OPTIM.weight_decay},
         {"params": [x for x in named.values() if x.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=OPTIM.betas, eps=OPTIM.eps)
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=OPTIM.betas, eps=OPTIM.eps)
     found = []
     for step in range(STEPS):
         batches = [micro_batch(step, number) for number in range(MICRO_BATCHES)]
@@ -91,4 +91,4 @@ def test_losses_are_those_of_torch_and_the_rest_is_left_alone(tmp_path: Path, ne
             assert elements <= rank["elements"] < elements + 64 * 2 * len(trained)
             assert all(torch.equal(x, ranks[0]["params"][name]) for name, x in rank["params"].items())
             assert rank["overlap"] > 0.5
-    assert expected[-1][0] < expected[0][0], "it learns"
+    assert expected[-1][0] < expected[0][0] - 0.2, "it learns"

@@ -41,7 +41,8 @@ def test_records_are_those_of_tuning_and_the_same_each_time(tmp_path: Path) -> N
     assert len(read(tmp_path / "a" / "seen.jsonl")) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"largest": 0}, {"holdout": 1.0}, {"questions": 0}])
+@pytest.mark.parametrize("wrong", [{"largest": 0}, {"holdout": 1.0}, {"questions": 0}, {"holdout": 0.9999}])
 def test_impossible_numbers(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="arithmetic"):
         write_arithmetic(tmp_path, **({"largest": 3, "holdout": 0.1, "questions": 2, "seed": 0} | wrong))
+    assert not list(tmp_path.iterdir())

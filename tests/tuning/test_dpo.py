@@ -102,6 +102,12 @@ def test_reads_every_shape_of_a_pair(tmp_path: Path) -> None:
     assert (third.chosen, third.rejected) == ("2", "3")
 
 
+def test_an_empty_place_for_a_chat_is_none(tmp_path: Path) -> None:
+    record = {"messages": None, "prompt": "a", "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"}
+    (pair,) = read_pairs(write_records(tmp_path / "pairs.jsonl", [record]))
+    assert pair == Pair("pairs.jsonl:1", (Message("user", "a"),), "b", "c")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -109,7 +115,10 @@ def test_reads_every_shape_of_a_pair(tmp_path: Path) -> None:
         ({"prompt": "a", "chosen": "b"}, "no rejected"),
         ({"prompt": "a", "chosen": "", "rejected": "b"}, "empty chosen answer"),
         ({"prompt": "a", "chosen": "b", "rejected": " \n"}, "rejected answer of only whitespace"),
+        ({"prompt": "a", "chosen": "\u200b", "rejected": "b"}, "chosen answer of only whitespace"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected is neither a text"),
+        ({"prompt": "a", "chosen": {"role": "user", "content": "b"}, "rejected": "c"}, "chosen message is not the"),
+        ({"prompt": "a", "chosen": "b", "rejected": [{"from": ["gpt"], "value": "c"}]}, "rejected message is not the"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same"),
         ({"prompt": " ", "chosen": "b", "rejected": "c"}, "instruction of only whitespace"),
         ({"prompt": 5, "chosen": "b", "rejected": "c"}, "instruction is no text"),

@@ -294,6 +294,12 @@ def test_prices_that_can_be_put_right(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("date,symbol\n2022-01-03,A\n")
     with pytest.raises(DataError, match="lacks the column close; it has date, symbol"):
         read_prices(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_text("date,symbol,close,close\n2022-01-03,A,1,2\n")
+    with pytest.raises(DataError, match="has more than once the column close"):
+        read_prices(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_bytes("date,symbol,close,名称\n2022-01-03,A,1,股票\n".encode("gb18030"))
+    with pytest.raises(DataError, match=r"other\.csv: (is no UTF-8|prices cannot be read)"):
+        read_prices(tmp_path / "other.csv")
     for path in ("none.csv", "none.parquet"):
         with pytest.raises(DataError, match="prices cannot be read"):
             read_prices(tmp_path / path)
@@ -349,3 +355,13 @@ def test_the_tool_on_real_comments(tmp_path: Path) -> None:
     assert 0.08 < sum(summary["kept"]["test"].values()) / sum(map(_total, summary["found"].values())) < 0.12
     assert summary["left_out"]["the same text has two labels"] == 1559
     assert "left out" in done.stdout
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
+    source = tmp_path / "train.jsonl"
+    source.write_text("".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(40)))
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match=r"train\.jsonl is read from, and would be overwritten"):
+        prepare_finance(FinanceConfig(str(source), str(tmp_path), classes=["a", "b"]))
+    assert source.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]

@@ -201,3 +201,16 @@ def test_the_tool_on_real_law(tmp_path: Path) -> None:
     assert sum(summary["kept"].values()) == len(records)
     assert len(set(summary["kept"].values())) == 1  # balanced
     assert any(len(record.messages) > 2 for record in records if isinstance(record, Record))
+
+
+def test_the_input_is_never_overwritten(tokenizers: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "law.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in _rows(40)))
+    before = source.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for out in ("law.jsonl", "link.jsonl"):
+        config = LawConfig(str(source), tokenizers, [LengthRange(1, 400)], str(tmp_path / out), TEMPLATE)
+        with pytest.raises(ConfigError, match=r"is read from, and would be overwritten"):
+            prepare_law(config)
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["law.jsonl", "link.jsonl"]

@@ -83,13 +83,36 @@ def test_a_lora_run_trains_and_merges(tuning: Path, base: Path, capfd: pytest.Ca
     export_weights(run / "merged", tuning.parent / "all.safetensors", torch.float32, lambda _: None)
     exported = load_file(tuning.parent / "all.safetensors")
     assert all(torch.equal(exported[name], parameter) for name, parameter in merged.named_parameters())
-    with pytest.raises(CheckpointError, match="merged/"):
+    with pytest.raises(CheckpointError, match=r"make .*merged by tools/merge_lora\.py --run"):
         export_weights(run, tuning.parent / "none.safetensors", torch.float32, lambda _: None)
+
+
+def test_a_lora_run_is_exported_whole(tuning: Path) -> None:
+    """By the tool, before it is merged, and with the same weights as the merged run."""
+    tune_here(tuning)
+    run, out = tuning.parent / "run", tuning.parent / "out"
+    for source in (run, run / "merged"):
+        done = launch("export_hf.py", "--run", str(source), "--out", str(out / source.name), "--dtype", "fp32")
+        assert done.returncode == 0, done.stderr
+    lora, merged = (load_file(out / name / "model.safetensors") for name in ("run", "merged"))
+    assert lora.keys() == merged.keys()
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in lora.items())
+    refused = launch("export_weights.py", "--run", str(run), "--out", str(out / "run.safetensors"))
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "merge_lora.py" in refused.stderr
 
 
 def test_the_reported_drift_is_that_of_the_logits(tuning: Path) -> None:
     tune_here(tuning)
-    report = merge_run(tuning.parent / "run")
+    run = tuning.parent / "run"
+    report = merge_run(run)
+    # A checkpoint stands for its run.
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    files = sorted(path.name for path in checkpoint.iterdir())
+    assert merge_run(checkpoint) == report
+    assert sorted(path.name for path in checkpoint.iterdir()) == files
     assert 0 < report.drift_mean < report.drift_max < 1e-4
     assert 64 < report.tokens <= 1024
 

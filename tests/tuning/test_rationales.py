@@ -211,3 +211,25 @@ def test_the_tool(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "no server answers" in done.stderr
+
+
+def test_no_answer_that_was_paid_for_is_lost(tmp_path: Path) -> None:
+    """rationales.jsonl of a run is the `answers` of the next, on fewer records, into the same folder."""
+    with ChatServer(_good) as server:
+        distill_rationales(_config(tmp_path, server))
+    answers = tmp_path / "out" / "rationales.jsonl"
+    before = {row["id"]: row["answer"] for row in _read(answers)}
+    assert len(before) == 9
+    report = distill_rationales(_config(tmp_path, None, count=3, answers=str(answers)))
+    assert sum(report.kept.values()) == 3
+    assert {row["id"]: row["answer"] for row in _read(answers)} == before
+    (tmp_path / "cache.jsonl").unlink()
+    with (
+        ChatServer(lambda request: Reply(500, b"overloaded")) as server,
+        pytest.raises(DataError, match="not one of 9"),
+    ):
+        distill_rationales(_config(tmp_path, server))
+    assert {row["id"]: row["answer"] for row in _read(answers)} == before
+    source = tmp_path / "out" / "without_rationale.jsonl"
+    with pytest.raises(ConfigError, match=r"without_rationale\.jsonl is read from, and would be overwritten"):
+        distill_rationales(_config(tmp_path, None, input=str(source), answers=str(answers)))

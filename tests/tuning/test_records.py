@@ -42,6 +42,11 @@ def one(tmp_path: Path, content: Any) -> Record | BadRecord:
         ({"instruction": "Hi", "input": "", "output": "Ho"}, [("user", "Hi"), ("assistant", "Ho")]),
         ({"instruction": None, "input": "Hi", "output": "Ho"}, [("user", "Hi"), ("assistant", "Ho")]),
         ({"input": "Hi", "output": " Ho\n"}, [("user", "Hi"), ("assistant", " Ho\n")]),
+        ({"messages": None, "instruction": "Hi", "output": "Ho"}, [("user", "Hi"), ("assistant", "Ho")]),
+        (
+            {"messages": None, "conversations": [{"from": r, "value": r} for r in ("human", "gpt")]},
+            [("user", "human"), ("assistant", "gpt")],
+        ),
         (
             {"messages": [{"role": r, "content": c} for r, c in (("system", ""), ("user", "a"), ("assistant", "b"))]},
             [("system", ""), ("user", "a"), ("assistant", "b")],
@@ -70,15 +75,23 @@ def test_shapes(tmp_path: Path, content: Any, messages: list[tuple[Any, str]]) -
         ({"instruction": "x", "output": ""}, "empty response"),
         ({"instruction": "x", "output": None}, "empty response"),
         ({"instruction": "x", "output": "\u3000\n"}, "response of only whitespace"),
+        ({"instruction": "x", "output": "\u200b\ufeff\0 "}, "response of only whitespace"),
         ({"instruction": "", "input": "", "output": "x"}, "empty instruction"),
         ({"instruction": " ", "output": "x"}, "instruction of only whitespace"),
         ({"instruction": 3, "output": "x"}, "instruction is no text"),
         ({"messages": []}, "messages is no list, or an empty one"),
         ({"messages": "x"}, "messages is no list"),
         ({"messages": ["x"]}, "a message is no JSON object"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "none of the roles system, user"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "none of the roles system, user"),
+        ({"messages": [{"role": {"a": 1}, "content": "x"}]}, "none of the roles system, user"),
+        ({"messages": [{"role": "user", "content": 3}]}, "a message of the user has no text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "the last message is not the assistant's"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "the first message is the assistant's"),
+        (
+            {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "no message is the user's",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_from_comes_with_its_line_and_reason(tmp_path: Path, content: Any, reason: str) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from mindllm_engine.corpus.chat_template import ChatTemplate, TemplateConfig
 from mindllm_engine.corpus.open_tokenizer import open_tokenizer
+from mindllm_engine.data.atomic_files import exclusive_lock
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.gpt_neo_checkpoint import save_hf_checkpoint
 from mindllm_engine.models.gpt_neo import GPTNeo
@@ -197,7 +198,8 @@ HOSTILE = [
     (b'{"messages": []}', "bad", "messages is no list, or an empty one"),
     (b'{"instruction": "say", "output": "a \\ud800 b"}', "bad", "no JSON object"),
     (b'{"instruction": "say", "output": "<|end|></s><s> tea"}', "scored", None),
-    (b'{"instruction": "say", "output": "\\u0000\\u200b"}', "scored", None),
+    (b'{"instruction": "say", "output": "\\u0000\\u200b"}', "bad", "response of only whitespace"),
+    (b'{"instruction": "say", "output": "\\u0000\\u200b."}', "scored", None),
     ('{"instruction": "说", "output": "好"}'.encode(), "scored", None),
     (b'{"instruction": "say", "output": "' + b"7 " * 300 + b'"}', "cut", "the response is cut from"),
     (b'{"instruction": "' + b"7 " * 300 + b'", "output": "tea"}', "dropped", "which the instruction fills alone"),
@@ -225,13 +227,13 @@ def test_hostile_records_are_listed_by_line(folder: Path, tmp_path: Path) -> Non
             "place": f"{path.name}:{1 + 2 * number}", "status": status, "reason": row["reason"]
         }  # fmt: skip
     assert next(places, None) is None
-    cut = rows[12]
+    cut = rows[13]
     assert cut["instruction_tokens"] + 1 + cut["response_tokens"] == MAX_TOKENS
 
 
 def test_what_is_too_long_is_dropped_on_demand(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
-    path.write_bytes(HOSTILE[12][0])
+    path.write_bytes(HOSTILE[13][0])
     row = pq.read_table(score(folder, tmp_path / "out", records=[str(path)], too_long="drop")).to_pylist()[0]
     assert (row["status"], row["response_entropy"]) == ("dropped", None)
     assert f"the network takes {MAX_TOKENS}" in row["reason"]
@@ -266,8 +268,37 @@ def test_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     content = bytearray(gzip.compress(os.urandom(5000)))
     content[2000:2100] = bytes(100)
     damaged.write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"damaged\.jsonl\.gz: cannot be read"):
+    with pytest.raises(DataError, match=r"damaged\.jsonl\.gz: is damaged or no gzip file"):
         score(folder, "unused", records=[str(damaged)])
+
+
+def test_damaged_scores_and_parts_are_a_line(folder: Path) -> None:
+    whole = score(folder, "damaged").read_bytes()
+    scores = folder / "damaged" / "scores.parquet"
+    scores.write_bytes(whole[:100])
+    done = subprocess.run(command(folder, "damaged"), capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert done.returncode == 2
+    assert "scores.parquet: damaged" in done.stderr
+    assert "delete it and score again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    scores.unlink()
+    part = folder / "damaged" / "parts" / "000000.parquet"
+    part.parent.mkdir(exist_ok=True)
+    part.write_bytes(whole[:100])
+    with pytest.raises(DataError, match=r"000000\.parquet: damaged .*; delete it and score again"):
+        score(folder, "damaged")
+    part.unlink()
+    assert score(folder, "damaged").read_bytes() == whole
+
+
+def test_a_second_process_in_the_same_folder_is_refused(folder: Path) -> None:
+    (folder / "held").mkdir()
+    with exclusive_lock(folder / "held" / ".lock", lambda: None):
+        done = subprocess.run(command(folder, "held"), capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert done.returncode == 2
+    assert "another process is scoring into it" in done.stderr
+    assert [path.name for path in (folder / "held").iterdir()] == [".lock"]
+    assert score(folder, "held").exists()
 
 
 def test_chat_needs_the_symbols(tmp_path: Path) -> None:

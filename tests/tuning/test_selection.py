@@ -218,6 +218,9 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
     for key, value in (("clusters", 0), ("smallest_cluster", 0), ("sample", -1), ("seed", -1)):
         with pytest.raises(ConfigError, match=f"{key}: must be at least"):
             chosen_from(folder, "mistake", **{key: value})
+    for impossible in (-5.0, 0.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"pretraining_entropy: .* must be above 0"):
+            chosen_from(folder, "mistake", pretraining_entropy=impossible)
     with pytest.raises(DataError, match="holds no scores"):
         chosen_from(folder, "mistake", scores=str(tmp_path))
     assert find_checkpoint(folder / "run").exists()

@@ -12,7 +12,7 @@ from mindllm_engine.data.loader import IGNORED, Loader
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
 from mindllm_engine.training.setup import make_plan
-from mindllm_engine.tuning.token_documents import Document, check_document
+from mindllm_engine.tuning.token_documents import Document, RecordsReport, check_document
 from mindllm_engine.tuning.tune import prepare
 from tests.tuning.tiny_tuning import (
     SEQ_LEN,
@@ -165,6 +165,24 @@ def test_another_template_or_text_makes_other_token_files(tuning: Path) -> None:
         file.write('{"instruction": "Hi", "output": "Hello"}\n')
     prepare(read_tuning(tuning))
     assert len(list((tuning.parent / "tokens").glob("sums_*"))) == len(made) + 1
+
+
+def test_a_source_of_which_all_is_held_out_says_so(tuning: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"en\.jsonl: no record is left to train on; all \d+ are held out; lower tuning"
+    ):
+        prepare(read_tuning(tuning, "--tuning.heldout", "0.999999"))
+
+
+def test_a_report_of_many_reasons_stays_short() -> None:
+    report = RecordsReport()
+    for number in range(1000):
+        report.note(report.bad, f"a.jsonl:{number}", f"reason {number // 3}")
+    report.note(report.bad, "a.jsonl:1000", "reason 7")
+    lines = report.lines("a")
+    assert len(lines) < 20
+    assert lines[1] == "a: dropped 4: reason 7"  # the most frequent one first
+    assert sum(int(line.split()[2].rstrip(":")) for line in lines if " dropped " in line) == 1001
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 that ship."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,21 @@ from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.weights import load_model_for_inference
 from mindllm_engine.tuning.config import TuneConfig
+from mindllm_engine.tuning.finance import FinanceConfig
 from mindllm_engine.tuning.inspection import look_at_tuning
+from mindllm_engine.tuning.law import LawConfig
+from mindllm_engine.tuning.rationales import RationaleConfig
 from tests.training.tiny_run import ROOT
-from tests.tuning.tiny_tuning import base_run, launch, sums, tune_here, write_records, write_tuning
+from tests.tuning.tiny_tuning import base_run, launch, make_tokenizer, sums, tune_here, write_records, write_tuning
 
 SEQ_LEN = 24
+# Configs of tools that prepare records, by name.
+PREPARATIONS: dict[str, type[FinanceConfig | LawConfig | RationaleConfig]] = {
+    "finance": FinanceConfig,
+    "finance_news": FinanceConfig,
+    "law": LawConfig,
+    "rationales": RationaleConfig,
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +133,21 @@ def test_a_chat_is_the_networks_own_greedy_answer(tuned: Path) -> None:
     # Anew after the empty line, and after a chat that is too long for the network.
     assert talked.stdout == f"{first}\n{second}\n{first}\n{first}\n"
     assert talked.stderr.count("we begin anew") == 1
+    # So it does after words that are no Unicode.
+    talked = launch("chat.py", *options, stdin=f"{asked[0]}\n\udcff\n{asked[0]}")
+    assert talked.returncode == 0, talked.stderr
+    assert talked.stdout == f"{first}\n{first}\n"
+    assert "lone surrogate" in talked.stderr
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_checkpoint_is_refused(tuned: Path, tmp_path: Path) -> None:
+    shutil.copytree(tuned, tmp_path / "run")
+    make_tokenizer(tmp_path / "run" / "tokenizer.model", special_tokens=False)
+    for tool in ("chat.py", "generate.py"):
+        done = launch(tool, "--run", str(tmp_path / "run"), "--prompt", "x")
+        assert done.returncode == 2, tool
+        assert "is not the tokenizer of" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_run_that_was_not_tuned_has_nothing_to_say(tuned: Path) -> None:
@@ -132,6 +158,9 @@ def test_a_run_that_was_not_tuned_has_nothing_to_say(tuned: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tuning").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_that_ship_are_possible(path: Path) -> None:
+    if path.stem in PREPARATIONS:
+        parse_arguments(PREPARATIONS[path.stem], "", ["--config", str(path)]).validate()
+        return
     if "tuning" not in yaml.safe_load(path.read_text()):
         parse_arguments(RunConfig, "", ["--config", str(path)]).validate(world_size=1)
         return

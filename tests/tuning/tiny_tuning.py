@@ -153,4 +153,5 @@ def launch(tool: str, *options: str, ranks: int = 1, stdin: str = "") -> subproc
     return subprocess.run(
         [*launcher, str(ROOT / "tools" / tool), *options],
         capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=240, input=stdin,
+        errors="surrogateescape",
     )  # fmt: skip
