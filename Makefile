@@ -8,7 +8,7 @@ PROCESSES = $(shell $(BIN)/python -c 'import torch; print(torch.cuda.device_coun
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text test fuzz lint format bench bench-corpus bench-data bench-gpu bench-zero1 clean
+.PHONY: setup demo real-text stages test fuzz lint format bench bench-corpus bench-data bench-gpu bench-zero1 clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,13 +35,32 @@ setup: $(VENV)/.installed
 demo: setup
 	$(BIN)/python tools/prepare_corpus.py --config configs/demo.yaml
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/demo.yaml
-	$(BIN)/python tools/report_run.py --run runs/demo
+	$(BIN)/python tools/report.py runs/demo
 
 # The 14 real sources under $MINDLLM_DATA (see configs/real_text.yaml): about 45 minutes on two cores.
 real-text: setup
 	$(BIN)/python tools/prepare_corpus.py --config configs/real_text.yaml
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) tools/pretrain.py --config configs/real_text.yaml
-	$(BIN)/python tools/report_run.py --run runs/real_text
+	$(BIN)/python tools/report.py runs/real_text
+
+# Both networks of the paper, small, through every stage on real text: pre-trained, tuned on instructions in both languages
+# and law, taught sums, asked benchmarks, exported, reported: under 30 minutes on two cores. Open runs/stages/report.html.
+STAGES = runs/stages
+TORCHRUN = $(BIN)/torchrun --nproc-per-node $(PROCESSES) --
+stages: $(VENV)/.installed-dev
+	$(BIN)/python tools/prepare_corpus.py --config configs/stages/gpt_neo.yaml
+	$(BIN)/python tools/make_arithmetic.py --out data/stages/arithmetic --largest 19
+	for run in $(STAGES)/gpt_neo $(STAGES)/mindllm; do \
+	  $(TORCHRUN) tools/pretrain.py --config configs/stages/$$(basename $$run).yaml && \
+	  $(TORCHRUN) tools/tune.py --config configs/stages/tune.yaml --run.init_from $$run --run.dir $${run}_tuned && \
+	  $(TORCHRUN) tools/tune.py --config configs/stages/arithmetic.yaml --run.init_from $$run --run.dir $${run}_sums && \
+	  $(TORCHRUN) tools/evaluate.py --run $$run --suite configs/stages/knowledge.yaml && \
+	  $(TORCHRUN) tools/evaluate.py --run $${run}_tuned --suite configs/stages/knowledge.yaml && \
+	  $(TORCHRUN) tools/evaluate.py --run $$run --suite configs/stages/sums.yaml && \
+	  $(TORCHRUN) tools/evaluate.py --run $${run}_sums --suite configs/stages/sums.yaml && \
+	  $(BIN)/python tools/export_hf.py --run $${run}_tuned --out $${run}_tuned/hf || exit 1; done
+	$(BIN)/python tools/report.py $(STAGES)/gpt_neo $(STAGES)/gpt_neo_tuned $(STAGES)/gpt_neo_sums $(STAGES)/mindllm \
+	  $(STAGES)/mindllm_tuned $(STAGES)/mindllm_sums --out $(STAGES)/report.html
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -29,6 +29,7 @@ from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.garbage import ManualCollection
 from mindllm_engine.training.loop import train
 from mindllm_engine.training.setup import Run, build_run, check_before_data, open_data
+from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.stopping import StopSignal
 
 Row = dict[str, Any]
@@ -144,7 +145,7 @@ def make_run(task: Task, folder: Path, steps: int) -> Run:
     path.write_text(yaml.safe_dump(config))
     parsed = parse_arguments(RunConfig, "", ["--config", str(path)])
     check_before_data(parsed, environment_world().world_size)
-    return build_run(parsed, open_data(parsed), None, environment_world())
+    return build_run(parsed, open_data(parsed), None, environment_world(), Stage())
 
 
 def bare_step(task: Task) -> Callable[[], Tensor]:

@@ -16,5 +16,6 @@ void bind_word_matcher(pybind11::module_& module);
 void bind_personal_data(pybind11::module_& module);
 void bind_repetition(pybind11::module_& module);
 void bind_ngram_overlap(pybind11::module_& module);
+void bind_optimal_intervals(pybind11::module_& module);
 
 }  // namespace mindllm

@@ -54,4 +54,5 @@ PYBIND11_MODULE(_native, module) {
     mindllm::bind_personal_data(module);
     mindllm::bind_repetition(module);
     mindllm::bind_ngram_overlap(module);
+    mindllm::bind_optimal_intervals(module);
 }

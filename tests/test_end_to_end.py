@@ -40,7 +40,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demo_learns_from_scratch_and_reports(demo: Path) -> None:
-    printed = tool("tools/report_run.py", "--run", str(demo / "run"))
+    printed = tool("tools/report.py", str(demo / "run"))
     for part in ("en_story", "zh_story", "bpb after", "xz -9", "从前", "Once upon a time", "loss.png"):
         assert part in printed
     report = json.loads((demo / "run" / "report.json").read_text())
@@ -59,7 +59,7 @@ def test_the_demo_learns_from_scratch_and_reports(demo: Path) -> None:
 
 
 def test_report_counts_the_bytes_of_the_held_out_text(demo: Path) -> None:
-    tool("tools/report_run.py", "--run", str(demo / "run"))
+    tool("tools/report.py", str(demo / "run"))
     rows = json.loads((demo / "run" / "report.json").read_text())["rows"]
     expected = {}
     for path in (demo / "text").glob("*.jsonl"):

@@ -51,7 +51,7 @@ def extend_byte_level(base: Path, texts: Iterable[str], new_tokens: int, special
 
     Raises DataError if it is no byte-level BPE tokenizer, or the texts give fewer tokens.
     """
-    extension = _Extension(_from_vocab_and_merges(base) if base.is_dir() else _read(base), base)
+    extension = _Extension(from_vocab_and_merges(base) if base.is_dir() else _read(base), base)
     known = filter(None, map(_text_of_letters, extension.vocab))
     pieces = train_chinese_pieces(map(extension.normalize, texts), new_tokens, known, ModelType.BPE)
     for piece in pieces:
@@ -75,7 +75,8 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         raise DataError(f"{path}: is no tokenizer.json: {error}") from None
 
 
-def _from_vocab_and_merges(folder: Path) -> tokenizers.Tokenizer:
+def from_vocab_and_merges(folder: Path) -> tokenizers.Tokenizer:
+    """GPT-2's tokenizer from the two files it was published as. Raises DataError."""
     try:
         model = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises no narrower class

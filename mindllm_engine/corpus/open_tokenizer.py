@@ -37,6 +37,17 @@ def open_tokenizer(path: str | Path) -> TextTokenizer:
     return ByteLevelTokenizer(path) if is_tokenizer_json(path) else Tokenizer(path)
 
 
+def first_changed_id(tokenizer: TextTokenizer, base: TextTokenizer) -> int | None:
+    """The first id of `base` that `tokenizer` lacks or gives another text; None if it extends `base`. Single bytes of
+    a character all decode as U+FFFD, so they are not told apart."""
+    if tokenizer.hash == base.hash:
+        return None
+    for token in range(base.vocab_size):
+        if token >= tokenizer.vocab_size or tokenizer.decode([token]) != base.decode([token]):
+            return token
+    return None
+
+
 def is_tokenizer_json(path: str | Path) -> bool:
     """Whether the file begins as JSON does (a SentencePiece model begins with a line feed). False if unreadable."""
     try:

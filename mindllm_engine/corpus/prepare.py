@@ -1,4 +1,5 @@
-"""From the `corpus` section of a config to token files: train the tokenizer, tokenize every source, once."""
+"""From the `corpus` section of a config to token files: train the tokenizer, or extend that of another run, and
+tokenize every source, once."""
 
 import glob
 import os
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindllm_engine.corpus.balanced_sample import SampledSource, balanced_sample
+from mindllm_engine.corpus.extend_tokenizer import extend_tokenizer
+from mindllm_engine.corpus.open_tokenizer import TextTokenizer, first_changed_id, open_tokenizer
 from mindllm_engine.corpus.readers import OnBadRecord, expand_paths
-from mindllm_engine.corpus.special_tokens import EMAIL
+from mindllm_engine.corpus.special_tokens import EMAIL, SPECIAL_TOKENS
 from mindllm_engine.corpus.tokenize import TokenizedSource, check_source_name, tokenize_source
-from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
+from mindllm_engine.corpus.tokenizer import train_tokenizer
 from mindllm_engine.data.atomic_files import exclusive_lock
 from mindllm_engine.errors import ConfigError, DataError
 
@@ -47,8 +50,8 @@ class CorpusConfig:
     sources: dict[str, SourceText]
     """The sources by name; mixture plans and metrics call them by it."""
     tokenizer_vocab_size: int
-    """Ids of the tokenizer, which is trained if the folder has none. Below 65,500 a stored id takes 2 bytes, from there
-    on 4."""
+    """Ids of the tokenizer, which is trained, or extended to so many, if the folder has none. Below 65,500 a stored id
+    takes 2 bytes, from there on 4."""
     tokenizer_train_bytes: int
     """Bytes of text to train the tokenizer on, in equal parts from each language and source. Training takes about 20
     bytes of memory for each."""
@@ -57,6 +60,10 @@ class CorpusConfig:
     tokenizer_special_tokens: bool = False
     """Give a tokenizer that is trained here the special tokens of personal data and of chats (docs/tokenizers.md), as
     text from tools/build_corpus.py and tuning want them."""
+    tokenizer_base: str | None = None
+    """For the transfer to Chinese: the tokenizer that is extended by Chinese pieces (docs/tokenizers.md), learned from
+    the sources of `lang: zh`, instead of training one: a tokenizer file, or the run folder of run.init_from. Its ids
+    stay, so that the run's embeddings keep their meaning."""
     text_field: str = "text"
     """The field or column of a record that holds its text."""
     on_bad_record: OnBadRecord = "skip"
@@ -71,7 +78,7 @@ class PreparedCorpus:
     """Where a prepared corpus lies."""
 
     tokenizer: Path
-    """The SentencePiece model."""
+    """The tokenizer: a SentencePiece model, or a tokenizer.json under its name where such a one was extended."""
     sources: dict[str, str]
     """Name -> prefix of the token file of each source, in the config's order."""
     heldout: dict[str, str]
@@ -79,7 +86,7 @@ class PreparedCorpus:
 
 
 def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
-    """Train the tokenizer to `<dir>/tokenizer.model` if there is none, tokenize every source into `<dir>/tokens/`.
+    """Make the tokenizer `<dir>/tokenizer.model` if there is none, tokenize every source into `<dir>/tokens/`.
 
     Returns at once if all is done. Safe for several processes at once, also on several nodes where the file system has
     locks: the first works, the others wait and find it done. What was done before a stop is not done again.
@@ -99,9 +106,11 @@ def prepare_corpus(config: CorpusConfig) -> PreparedCorpus:
         path = tokenizer_path(config)
         if path.exists():
             _check_tokenizer(path, config)
-        else:
+        elif config.tokenizer_base is None:
             _train_tokenizer(path, config)
-        tokenizer = Tokenizer(path)
+        else:
+            _extend_tokenizer(path, config, config.tokenizer_base)
+        tokenizer = open_tokenizer(path)
         done = [_tokenize(name, source, tokenizer, config) for name, source in config.sources.items()]
     return PreparedCorpus(
         path,
@@ -166,7 +175,7 @@ def _write_sample_if_absent(sources: dict[str, SourceText], seed: int) -> None:
 
 
 def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
-    tokenizer = Tokenizer(path)
+    tokenizer = open_tokenizer(path)
     found = tokenizer.vocab_size
     if found != config.tokenizer_vocab_size:
         raise ConfigError(
@@ -181,19 +190,62 @@ def _check_tokenizer(path: Path, config: CorpusConfig) -> None:
                 f"{path}: was trained without corpus.tokenizer_special_tokens; set that to false, or choose another "
                 "corpus.dir"
             ) from error
+    if config.tokenizer_base is not None:
+        base = open_tokenizer(tokenizer_file(config.tokenizer_base))
+        if (changed := first_changed_id(tokenizer, base)) is not None:
+            raise ConfigError(
+                f"{path}: does not extend corpus.tokenizer_base = {config.tokenizer_base}: id {changed} differs; "
+                "choose another corpus.dir"
+            )
 
 
-def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
-    sources = [
+def tokenizer_file(path: str) -> Path:
+    """The tokenizer of a run folder; any other path as it is, `~` and environment variables expanded."""
+    file = Path(expand_path(path))
+    return file / "tokenizer.model" if (file / "tokenizer.model").is_file() else file
+
+
+def _extend_tokenizer(path: Path, config: CorpusConfig, base_path: str) -> None:
+    file = tokenizer_file(base_path)
+    base = open_tokenizer(file)
+    pieces = config.tokenizer_vocab_size - base.vocab_size
+    if config.tokenizer_special_tokens:
+        pieces -= sum(not _has_special(base, token) for token in SPECIAL_TOKENS)
+    if pieces < 1:
+        raise ConfigError(
+            f"corpus.tokenizer_vocab_size: {config.tokenizer_vocab_size} leaves no room for new pieces beside the "
+            f"{base.vocab_size} of {file}; raise it"
+        )
+    sources = [source for source in _sampled(config) if source.lang == "zh"]
+    if not sources:
+        raise ConfigError("corpus.tokenizer_base: no source has lang: zh to learn Chinese pieces from")
+    _say(f"extending {file} by {pieces} pieces on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
+    sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
+    extend_tokenizer(file, sample, pieces, path, config.tokenizer_special_tokens)
+
+
+def _has_special(tokenizer: TextTokenizer, token: str) -> bool:
+    try:
+        tokenizer.special_id(token)
+    except DataError:
+        return False
+    return True
+
+
+def _sampled(config: CorpusConfig) -> list[SampledSource]:
+    return [
         SampledSource(name, source.lang, expand_paths(expand_path(source.path)))
         for name, source in config.sources.items()
     ]
+
+
+def _train_tokenizer(path: Path, config: CorpusConfig) -> None:
     _say(f"training a tokenizer of {config.tokenizer_vocab_size} ids on {config.tokenizer_train_bytes / 1e6:,.1f} MB")
-    sample = balanced_sample(sources, config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
+    sample = balanced_sample(_sampled(config), config.tokenizer_train_bytes, _TOKENIZER_SEED, config.text_field)
     train_tokenizer(sample, config.tokenizer_vocab_size, path, config.tokenizer_special_tokens)
 
 
-def _tokenize(name: str, source: SourceText, tokenizer: Tokenizer, config: CorpusConfig) -> TokenizedSource:
+def _tokenize(name: str, source: SourceText, tokenizer: TextTokenizer, config: CorpusConfig) -> TokenizedSource:
     tokenized = tokenize_source(
         expand_path(source.path),
         tokenizer.model_path.parent / TOKENS_FOLDER,

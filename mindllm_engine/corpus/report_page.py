@@ -1,11 +1,4 @@
-"""The report of a corpus as one HTML page: no scripts, nothing from elsewhere, readable on paper.
-
-Texts in it come from the open web. All of them pass through `shown`, so that whatever they hold is text and no markup;
-should one slip through, the page's content policy forbids scripts and anything that would be loaded.
-"""
-
-import html
-from collections.abc import Iterable, Sequence
+"""The report of a corpus as one HTML page (html_page.py)."""
 
 from mindllm_engine.corpus.report_sums import (
     ReasonSummary,
@@ -21,28 +14,16 @@ from mindllm_engine.corpus.report_sums import (
     table_1,
     total_flow,
 )
+from mindllm_engine.html_page import html_page, number_cell, shown, table
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2em auto; max-width: 72em;
-  padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2em; } h3 { font-size: 1.05em; margin-bottom: .3em; }
-table { border-collapse: collapse; } th, td { padding: .2em .6em; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #888; font-weight: 600; } td { border-bottom: 1px solid #ddd; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.sum td { border-top: 2px solid #888; font-weight: 600; } tr { break-inside: avoid; }
-.scroll { overflow-x: auto; } .note { color: #555; } .flow td { font-size: .85em; }
+.flow td { font-size: .85em; }
 .warnings { border: 3px solid #b00020; padding: .5em 1em; } .warnings h2 { margin-top: 0; color: #b00020; }
-summary { cursor: pointer; padding: .2em 0; }
 .example { border-left: 3px solid #bbb; margin: .6em 0 .6em 1em; padding-left: .8em; break-inside: avoid; }
 .excerpt { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f5f5; padding: .4em .6em;
   font-size: .9em; } .id { overflow-wrap: anywhere; }
 .documents { fill: #1f5a96; } .chars { fill: #e8a33d; } .frame { fill: #eee; }
-@media print { body { font-size: 10pt; margin: 0; max-width: none; } .scroll { overflow: visible; } }
 """
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-# Control characters as pictures of them, since HTML cannot hold them; line ends and tabs stay.
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _BAR_WIDTH = 90
 
 
@@ -58,18 +39,7 @@ def report_page(sources: list[SourceReport]) -> str:
         counters(sources),
         examples(reason_summaries(sources)),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>The corpus: what entered, what left, and why</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        "<h1>The corpus: what entered, what left, and why</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
-    )
-
-
-def shown(text: str) -> str:
-    """Any text as HTML that shows it and does nothing else."""
-    return html.escape(text.translate(_PICTURES))
+    return html_page("The corpus: what entered, what left, and why", parts, _STYLE)
 
 
 def percent(part: int, whole: int) -> str:
@@ -85,20 +55,6 @@ def percent(part: int, whole: int) -> str:
 def gigabytes(size: int) -> str:
     """In 10^9 bytes."""
     return f"{size / 1e9:,.2f}" if size >= 1e9 else f"{size / 1e9:.3g}"
-
-
-def number_cell(text: int | str) -> str:
-    """A cell of digits."""
-    return f'<td class="n">{text if isinstance(text, str) else f"{text:,}"}</td>'
-
-
-def table(header: Sequence[str], rows: Iterable[str], numbers: int, kind: str = "") -> str:
-    """A table of finished rows; of its columns the last `numbers` hold digits."""
-    words = len(header) - numbers
-    cells = "".join(f"<th{'' if place < words else ' class=n'}>{name}</th>" for place, name in enumerate(header))
-    body = "\n".join(rows)
-    parts = f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return f'<div class="scroll"><table class="{kind}">{parts}</table></div>'
 
 
 def summary_of(sources: list[SourceReport]) -> str:

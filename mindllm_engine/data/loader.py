@@ -7,7 +7,7 @@ of need, gives them memory that the GPU can copy from, and makes one line of wha
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 
 import mindllm_engine._native as _native
 from mindllm_engine.data.file_errors import reading
+from mindllm_engine.data.loss_mask import learnt_targets
+from mindllm_engine.data.packing import pack_best_fit
 from mindllm_engine.data.plan import Plan
 from mindllm_engine.data.prepared_reads import PreparedReads, how_to_prepare
 from mindllm_engine.data.remote import Source
@@ -40,7 +42,8 @@ class Batch:
 
     Attributes:
         tokens: (T,) int64.
-        targets: (T,) int64, the token after each, or `IGNORED` where the next document begins.
+        targets: (T,) int64, the token after each, or `IGNORED` where the next document begins, or a mask says that it
+            is not learnt.
         positions: (T,) int64, place of each token in its document within the sample, from 0.
         cu_seqlens: (documents + 1,) int32, where each piece of a document begins, and T at the end.
         source_ids: (T,) int64, the source each token comes from.
@@ -120,6 +123,8 @@ class Loader:
         self._prepared = PreparedReads(self._reader, require, READ_THREADS) if any(require) else None
         self._pinned = torch.cuda.is_available()  # asked once: it takes microseconds
         self._pending: deque[PendingBatch] = deque()
+        self._masks = [file.mask for file in files]
+        self._masked = any(mask is not None for mask in self._masks)
 
     def addressing_bytes(self) -> int:
         """Memory held to find samples."""
@@ -176,7 +181,31 @@ class Loader:
 
     def _finish(self, batch: PendingBatch) -> Batch:
         with reading(Path("a token file")):
-            return batch.batch()
+            filled = batch.batch()
+        return self._apply_masks(filled, batch.samples) if self._masked else filled
+
+    def _apply_masks(self, batch: Batch, samples: NDArray[np.int64]) -> Batch:
+        """The batch without the targets that the masks of its samples' sources leave out, its targets in place."""
+        targets = batch.targets.numpy()
+        borders = []
+        first = 0
+        for sample in samples.tolist():
+            seq_len = self.plan.tokens_in(sample, 1)
+            source, stretches = self.find(sample)
+            mask = self._masks[source]
+            if mask is not None:
+                learnt, inner = learnt_targets(mask, stretches, seq_len)
+                targets[first : first + seq_len][~learnt] = IGNORED
+                borders.append(first + inner[inner < seq_len])
+            first += seq_len
+        if not any(map(len, borders)):
+            return batch
+        cu_seqlens = np.union1d(batch.cu_seqlens.numpy(), np.concatenate(borders))
+        return replace(
+            batch,
+            positions=torch.from_numpy(_positions(cu_seqlens)),
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        )
 
 
 def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids: NDArray[np.int64]) -> Batch:
@@ -189,11 +218,10 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
         targets[first + borders - 1] = IGNORED
         starts.append(first + np.concatenate(([0], borders[borders < seq_len])))
     cu_seqlens = np.concatenate([*starts, [len(tokens)]])
-    positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
     return Batch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),
-        positions=torch.from_numpy(positions),
+        positions=torch.from_numpy(_positions(cu_seqlens)),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         source_ids=torch.from_numpy(np.repeat(source_ids, lengths)),
     )
@@ -204,7 +232,10 @@ def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: 
 
     The file is cut into rows of `seq_len`; a document that crosses a cut goes on without its earlier tokens as context.
     Rows of padding fill the last micro-batch; their targets are `IGNORED`. At most `max_tokens` tokens are read.
+    A file with a mask is read in whole documents, packed into rows.
     """
+    if file.mask is not None:
+        return _masked_batches(file, file.mask, source_id, seq_len, micro_batch, max_tokens)
     total = min(file.tokens, max_tokens)
     rows = max(1, -(-(total - 1) // seq_len))
     stream = np.zeros(-(-rows // micro_batch) * micro_batch * seq_len + 1, np.int64)
@@ -223,3 +254,40 @@ def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: 
         batch.targets[torch.from_numpy(beyond)] = IGNORED
         batches.append(batch)
     return batches
+
+
+def _masked_batches(
+    file: TokenFile, mask: NDArray[np.uint8], source_id: int, seq_len: int, micro_batch: int, max_tokens: int
+) -> list[Batch]:
+    """`heldout_batches` of a file with a mask: its first documents of `max_tokens` tokens, one at least, each with all
+    that comes before it in its document (but for documents longer than a row), every learnt token a target once."""
+    lengths = file.lengths
+    starts = np.cumsum(lengths) - lengths
+    documents = max(1, int(np.searchsorted(np.cumsum(lengths), max_tokens, side="right")))
+    packing = pack_best_fit(lengths[:documents], seq_len + 1)
+    places = np.stack(
+        [packing.documents, packing.starts, starts[packing.documents] + packing.starts, packing.counts], 1
+    )
+    rows = [places[begin:end] for begin, end in itertools.pairwise(packing.bin_starts.tolist())]
+    rows += [places[:0]] * (-len(rows) % micro_batch)
+    batches = []
+    for first in range(0, len(rows), micro_batch):
+        samples, learnt = [], []
+        for stretches in rows[first : first + micro_batch]:
+            tokens, filled = np.zeros(seq_len + 1, np.int64), int(stretches[:, 3].sum())
+            counted, inner = np.zeros(seq_len, np.bool_), np.empty(0, np.int64)
+            if filled:
+                file.gather(stretches[:, 2].copy(), stretches[:, 3].copy(), tokens[:filled])
+                counted, inner = learnt_targets(mask, stretches, seq_len)
+            ends = np.cumsum(stretches[:, 3])
+            samples.append((tokens, np.union1d(ends[ends <= seq_len], inner).astype(np.int64)))
+            learnt.append(counted)
+        batch = pack(samples, np.full(micro_batch, source_id, np.int64))
+        batch.targets[torch.from_numpy(~np.concatenate(learnt))] = IGNORED
+        batches.append(batch)
+    return batches
+
+
+def _positions(cu_seqlens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The place of each token in its sequence, (T,)."""
+    return np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens))

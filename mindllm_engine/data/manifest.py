@@ -50,18 +50,22 @@ class Manifest:
     tokens: int
     """The number of token ids."""
     text_bytes: int
-    """The size of the tokenized text in bytes of UTF-8."""
+    """The size of the tokenized text in bytes of UTF-8; of a file with a mask, that of the text that is learnt."""
     chunk_bytes: int
     """The size in bytes of the chunks of the .bin that `chunks` has checksums for, all but the last: whole ids."""
     chunks: list[str]
     """The xxh3_64 of each chunk of the .bin, 16 hexadecimal digits each, in order."""
     index_checksum: str
     """The xxh3_64 of the .idx. Its document starts have no redundancy that opening the file could check."""
+    mask: str = ""
+    """The xxh3_64 of the .mask, which says what is learnt (data/loss_mask.py); empty, and not in the file, where there
+    is none."""
 
     @property
     def content(self) -> str:
         """The identity of the tokens and their documents, whatever they are called: 16 hexadecimal digits."""
-        return _digest([self.tokenizer_hash, self.dtype, self.index_checksum, self.chunks])
+        parts = [self.tokenizer_hash, self.dtype, self.index_checksum, self.chunks]
+        return _digest([*parts, self.mask] if self.mask else parts)
 
     @property
     def data_bytes(self) -> int:
@@ -73,6 +77,8 @@ class Manifest:
         path = with_suffix(prefix, ".json")
         staged = with_suffix(prefix, ".json.tmp")
         fields = dataclasses.asdict(self)
+        if not self.mask:
+            del fields["mask"]
         with writing(path):
             try:
                 with staged.open("wb") as file:
@@ -151,7 +157,7 @@ class Manifest:
             raise _malformed(path, f"dtype is '{self.dtype}', no type of token ids")
         if self.chunk_bytes % ITEM_BYTES[self.dtype] != 0:
             raise _malformed(path, f"chunk_bytes is {self.chunk_bytes}, no whole number of {self.dtype} ids")
-        for checksum in [*self.chunks, self.index_checksum]:
+        for checksum in [*self.chunks, self.index_checksum, *filter(None, [self.mask])]:
             if not _XXH3_64.fullmatch(checksum):
                 raise _malformed(path, f"'{checksum}' is no checksum of 16 hexadecimal digits")
         chunks = -(-self.data_bytes // self.chunk_bytes)
@@ -176,12 +182,12 @@ def _malformed(path: str | Path, what: str) -> DataError:
 
 
 def _check_fields(path: str | Path, fields: dict[str, Any], types: dict[str, Any]) -> None:
-    if missing := types.keys() - fields.keys():
+    if missing := types.keys() - fields.keys() - {"mask"}:
         raise _malformed(path, f"no {', '.join(sorted(missing))}")
     if unknown := fields.keys() - types.keys():
         raise _malformed(path, f"unknown {', '.join(sorted(unknown))}")
-    for name, kind in types.items():
-        value = fields[name]
+    for name, value in fields.items():
+        kind = types[name]
         is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
         # type(), not isinstance: True is no count.
         if not (is_list if kind == list[str] else type(value) is kind):

@@ -1,5 +1,6 @@
 """Range reads of remote files over fsspec, with retries, and several at once. Every failure becomes one clear line."""
 
+import contextlib
 import queue
 import random
 import threading
@@ -18,6 +19,10 @@ ATTEMPT_SECONDS = 120.0
 
 _AT_ONCE = 8
 """Reads in flight: enough to hide the latency of object storage."""
+
+_LISTEN_SECONDS = 0.5
+"""How often the waiting thread looks for a signal that did not wake it: one that another thread received, or that came
+just before it lay down."""
 
 _AGAIN = (408, 425, 429)
 """The HTTP statuses from 400 to 499 that tell the client to come back."""
@@ -166,8 +171,15 @@ def in_parallel(work: Callable[[int, threading.Event], None], items: Sequence[in
         for _ in range(min(_AT_ONCE, len(items))):
             threading.Thread(target=run, daemon=True, name="range read").start()
         for _ in items:
-            error = done.get()
+            error = _next(done)
             if error is not None:
                 raise error
     finally:
         stop.set()
+
+
+def _next(done: "queue.SimpleQueue[BaseException | None]") -> BaseException | None:
+    """The next entry; a signal's handler runs while there is none."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return done.get(timeout=_LISTEN_SECONDS)

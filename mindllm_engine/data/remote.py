@@ -143,22 +143,27 @@ class ChunkCache:
 
 
 class RemoteTokenFile(IndexedTokens):
-    """A remote source opened for reading, in the manner of `TokenFile`. Thread-safe.
+    """A remote source opened for reading, in the manner of `TokenFile`. It has no mask. Thread-safe.
 
     Attributes:
         prefix: its URL, without the ending.
         manifest: the manifest as it was on opening.
         index_path: where the index lies in the cache.
         reader: the index, for documents and their places. It knows no tokens: never read tokens by it.
+        mask: None, all of it is learnt.
         chunks: the cache of its data.
         bytes: the data, for the native code; reading a chunk that is not here raises MissingChunkError.
     """
+
+    mask: npt.NDArray[np.uint8] | None = None
 
     def __init__(self, url: str, cache: CacheFolder) -> None:
         """Fetch the manifest, and the index unless it is in the cache. Raises DataError."""
         self.prefix = url
         self._cache = cache
         self.manifest, _ = fetch_manifest(url)
+        if self.manifest.mask:
+            raise DataError(f"{url}: what is learnt of a remote source cannot be told; copy the files to this machine")
         self.chunks = ChunkCache(url, self.manifest, cache)
         self.packings: dict[int, Any] = {}  # by seq_len; see data/stream.py
         self.index_path = fetch_index(url, self.manifest, self.chunks.folder)

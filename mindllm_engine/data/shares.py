@@ -70,7 +70,8 @@ class SourceFacts:
     @classmethod
     def of(cls, name: str, manifest: Manifest, epoch_samples: dict[int, int] | None = None) -> "SourceFacts":
         """The facts that a manifest holds."""
-        content = xxhash.xxh3_64_hexdigest("\n".join([manifest.index_checksum, *manifest.chunks]).encode())
+        checksums = [manifest.index_checksum, *manifest.chunks, *filter(None, [manifest.mask])]
+        content = xxhash.xxh3_64_hexdigest("\n".join(checksums).encode())
         return cls(
             name, manifest.lang, manifest.category, manifest.tokens, manifest.documents, content, epoch_samples or {}
         )

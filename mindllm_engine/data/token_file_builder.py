@@ -10,6 +10,8 @@ import xxhash
 
 import mindllm_engine._native as _native
 from mindllm_engine.data.file_errors import writing
+from mindllm_engine.data.loss_mask import SUFFIX as MASK_SUFFIX
+from mindllm_engine.data.loss_mask import MaskWriter
 from mindllm_engine.data.manifest import Manifest, with_suffix
 from mindllm_engine.data.token_files import TokenFile, index_checksum
 from mindllm_engine.errors import DataError
@@ -46,8 +48,10 @@ class TokenFileBuilder:
         category: str,
         tokenizer_hash: str,
         vocab_size: int,
+        masked: bool = False,
     ) -> None:
-        """Open the temporary files in the folder of `prefix`, which must exist. The facts are those of `Manifest`.
+        """Open the temporary files in the folder of `prefix`, which must exist. The facts are those of `Manifest`;
+        masked: documents come with what of them is learnt (data/loss_mask.py).
 
         Raises DataError if they cannot be written, if `dtype` (see `token_dtype`) cannot hold the vocabulary, or if a
         fact could not be printed.
@@ -77,17 +81,29 @@ class TokenFileBuilder:
         self._hasher = _ChunkHasher(CHUNK_BYTES)
         with writing(self.prefix):
             self._writer = _native.TokenFileWriter(self.prefix, dtype)
+        self._mask = MaskWriter(self.prefix) if masked else None
 
-    def append_many(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], text_bytes: int) -> None:
+    def append_many(
+        self,
+        tokens: npt.NDArray[Any],
+        lengths: npt.NDArray[Any],
+        text_bytes: int,
+        mask: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
         """Append documents lying back to back.
 
-        tokens: integers[tokens]; lengths: integers[documents], in tokens; text_bytes: the UTF-8 bytes of their text.
+        tokens: integers[tokens]; lengths: integers[documents], in tokens; text_bytes: the UTF-8 bytes of their text, of
+        what is learnt of it; mask: uint8[tokens], for a file that has one.
         Raises DataError for an id outside the vocabulary (nothing of the call is written then) and for a full disk.
         """
         tokens = np.asarray(tokens)
         self._check_vocabulary(tokens)
+        if (0 if mask is None else len(mask)) != (0 if self._mask is None else len(tokens)):
+            raise ValueError("a file with a mask takes a byte a token, another none")
         with writing(self.prefix):
             self._writer.append_many(tokens, lengths)
+        if self._mask is not None and mask is not None:
+            self._mask.append(mask)
         self._hasher.update(np.ascontiguousarray(tokens, dtype=self.manifest.dtype))
         self.manifest.text_bytes += text_bytes
 
@@ -95,9 +111,13 @@ class TokenFileBuilder:
         """Append a token file of the same tokenizer and dtype, such as a shard. Raises DataError if it is unfit."""
         shard = TokenFile(prefix)
         shard.check(self.manifest.tokenizer_hash, self.manifest.vocab_size)
+        if (shard.mask is None) != (self._mask is None):
+            raise DataError(f"{prefix}: files with a mask and without one cannot be joined; rebuild one of them")
         with writing(shard.prefix):
             self._writer.append_file(shard.prefix)
         self._hasher.update(shard.read(0, shard.tokens))
+        if self._mask is not None and shard.mask is not None:
+            self._mask.append(shard.mask)
         self.manifest.text_bytes += shard.manifest.text_bytes
 
     def __enter__(self) -> Self:
@@ -108,6 +128,8 @@ class TokenFileBuilder:
     ) -> None:
         if kind is not None:
             self._writer.abort()
+            if self._mask is not None:
+                self._mask.abort()
             return
         self.manifest.documents = self._writer.documents
         self.manifest.tokens = self._writer.tokens
@@ -119,11 +141,14 @@ class TokenFileBuilder:
         with writing(self.prefix):
             with_suffix(self.prefix, ".json").unlink(missing_ok=True)
             self._writer.finalize()
+            with_suffix(self.prefix, MASK_SUFFIX).unlink(missing_ok=True)
         try:
+            if self._mask is not None:
+                self.manifest.mask = self._mask.complete()
             self.manifest.index_checksum = index_checksum(self.prefix)
             self.manifest.save(self.prefix)
         except BaseException:
-            for suffix in (".idx", ".bin"):
+            for suffix in (".idx", ".bin", MASK_SUFFIX):
                 with_suffix(self.prefix, suffix).unlink(missing_ok=True)
             raise
 

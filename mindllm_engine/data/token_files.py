@@ -20,6 +20,7 @@ import xxhash
 
 import mindllm_engine._native as _native
 from mindllm_engine.data.file_errors import reading
+from mindllm_engine.data.loss_mask import check_size, open_mask
 from mindllm_engine.data.manifest import Manifest, with_suffix
 from mindllm_engine.errors import DataError
 
@@ -69,6 +70,7 @@ class TokenFile(IndexedTokens):
         with reading(self.prefix):
             self.reader = _native.TokenFileReader(self.prefix, thorough=False)
         self.manifest.check_index(self.prefix, self.reader)
+        check_size(self.prefix, self.manifest)
 
     @property
     def index_path(self) -> Path:
@@ -80,6 +82,11 @@ class TokenFile(IndexedTokens):
         """The data, for the native code: `_native.TokenBytes`. Raises DataError if it cannot be opened."""
         with reading(self.prefix):
             return _native.LocalBytes(with_suffix(self.prefix, ".bin"))
+
+    @cached_property
+    def mask(self) -> npt.NDArray[np.uint8] | None:
+        """What is learnt, uint8[tokens] (data/loss_mask.py); None where all is. Raises DataError for a damaged one."""
+        return open_mask(self.prefix, self.manifest)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -156,6 +163,7 @@ class TokenFile(IndexedTokens):
                 if damage is not None:
                     yield damage
                 report(checked + min((number + 1) * self.manifest.chunk_bytes, self.manifest.data_bytes))
+            open_mask(self.prefix, self.manifest)
         except DataError as error:
             yield error
 

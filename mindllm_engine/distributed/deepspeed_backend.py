@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mindllm_engine.distributed.backend import DistributedConfig, StateKind, StepGuard, StepResult
+from mindllm_engine.distributed.flat_parameters import trained_parameters
 from mindllm_engine.distributed.layout import Piece, decays
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.errors import ConfigError
@@ -133,7 +134,7 @@ class DeepSpeedZero1:
         self.overlap: float | None = None
         self.optim = optim
         self.device = world.device
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names = {parameter: name for name, parameter in trained_parameters(model).items()}
         assert not any(hasattr(parameter, "main_grad") for parameter in names)
         model_dtype = next(iter(names)).dtype
         groups = [
@@ -142,6 +143,7 @@ class DeepSpeedZero1:
                 "weight_decay": optim.weight_decay if matrices else 0.0,
             }
             for matrices in (True, False)
+            if any(decays(parameter.shape) == matrices for parameter in names)
         ]
         adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
         self.engine = start_engine(model, adamw, deepspeed_config(config, model_dtype, wire), world)

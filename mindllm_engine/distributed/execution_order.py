@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mindllm_engine.distributed.flat_parameters import trained_parameters
 from mindllm_engine.distributed.process_group import ranks_with_another_value
 from mindllm_engine.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ExecutionOrder:
-    """Names of all parameters, a tied one once.
+    """Names of all parameters that train, a tied one once.
 
     Attributes:
         forward: in the order in which forward calls the modules that hold them.
@@ -31,7 +32,7 @@ class ExecutionOrder:
 
 def definition_order(model: nn.Module) -> ExecutionOrder:
     """What to expect of a network that has not run: parameters used as they are defined, gradients the other way."""
-    names = tuple(name for name, _ in model.named_parameters())
+    names = tuple(trained_parameters(model))
     return ExecutionOrder(names, names[::-1])
 
 
@@ -42,14 +43,15 @@ def record_execution_order(model: nn.Module, loss: Callable[[], Tensor]) -> Exec
         ConfigError: a parameter is used outside of the forward of the modules that hold it, where nothing would wait
             for its new value; or the ranks have different orders.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in trained_parameters(model).items()}
     forward: dict[str, None] = {}
     gradients: dict[str, None] = {}
     open_modules: list[nn.Module] = []
 
     def enter(module: nn.Module, args: Any) -> None:
         open_modules.append(module)
-        forward.update(dict.fromkeys(names[parameter] for parameter in module.parameters(recurse=False)))
+        own = (parameter for parameter in module.parameters(recurse=False) if parameter in names)
+        forward.update(dict.fromkeys(names[parameter] for parameter in own))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         open_modules.pop()

@@ -1,5 +1,5 @@
-"""A model's parameters and gradients as views into flat buffers, so that whatever concerns all of them is one
-operation.
+"""A model's parameters that train, and their gradients, as views into flat buffers, so that whatever concerns all of
+them is one operation. Frozen ones (`requires_grad` False) stay where they are.
 
 Gradients of every micro-batch are added in fp32 to one main gradient, which data parallelism reduces, clipping measures
 and AdamW reads.
@@ -14,8 +14,13 @@ from mindllm_engine.distributed.layout import Layout, decays
 from mindllm_engine.kernels.rows import current_main_grad
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name; a tied one stands once, under its first name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 class FlatParameters:
-    """Takes over the storage of `model`'s parameters and gradients.
+    """Takes over the storage of `model`'s trained parameters and their gradients.
 
     Gradients reach the main gradient in two ways. An operator that can adds straight to `parameter.main_grad`, which is
     the parameter's view into `grads`, and returns no gradient for it. Any other gradient is added once autograd has
@@ -23,7 +28,7 @@ class FlatParameters:
     last step left, which saves writing zeros and reading them again: `main_grad_is_old` says that it is still there.
 
     Args:
-        layout: of the model's parameters by name; a tied parameter lies once, under its first name.
+        layout: of the model's trained parameters by name.
         finished: called with a parameter's name each time backward has finished its gradient.
 
     Attributes:
@@ -32,7 +37,7 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, layout: Layout, finished: Callable[[str], None]) -> None:
-        named = dict(model.named_parameters())
+        named = trained_parameters(model)
         dtypes = {parameter.dtype for parameter in named.values()}
         assert len(dtypes) == 1, f"one dtype expected, found {dtypes}"
         first = next(iter(named.values()))

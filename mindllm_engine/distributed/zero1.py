@@ -15,7 +15,7 @@ from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.backend import DistributedConfig, StateKind, StepGuard, StepResult
 from mindllm_engine.distributed.collectives import Reduction, begin_all_gather, make_shard_groups
 from mindllm_engine.distributed.execution_order import ExecutionOrder
-from mindllm_engine.distributed.flat_parameters import FlatParameters
+from mindllm_engine.distributed.flat_parameters import FlatParameters, trained_parameters
 from mindllm_engine.distributed.layout import Bucket, Piece, decays, make_layout
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.optim.optimizer import OptimConfig, ParameterSlice
@@ -27,7 +27,8 @@ MAX_IN_FLIGHT = 4
 class Zero1:
     """The native backend (see `backend.Backend` for what the loop calls).
 
-    Sends, when made: the parameters, once, from rank 0. Each step, per rank, of N parameters over d ranks:
+    Sends, when made: the parameters that train, once, from rank 0 (frozen ones must be equal already). Each step, per
+    rank, of N such parameters over d ranks:
     reduce-scatter of gradients, N (d - 1) / d elements in the wire's dtype; all-gather of parameters, as many in the
     model's dtype; one all-reduce of three fp64 numbers. Never waits for the device.
 
@@ -54,7 +55,7 @@ class Zero1:
         self.optim = optim
         self.wire = wire
         self.groups = make_shard_groups(world, config.shard_group)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in trained_parameters(model).items()}
         self.layout = make_layout(shapes, order.gradients, self.groups.shards, config.bucket_elements)
         self.flat = FlatParameters(model, self.layout, self.finished)
         if dist.is_initialized():
@@ -190,9 +191,9 @@ class Zero1:
 
     def wait_before_modules(self, model: nn.Module) -> None:
         """Before a module runs, wait for the buckets that hold its own parameters."""
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names = {parameter: name for name, parameter in trained_parameters(model).items()}
         for module in model.modules():
-            own = [names[parameter] for parameter in module.parameters(recurse=False)]
+            own = [names[parameter] for parameter in module.parameters(recurse=False) if parameter in names]
             buckets = sorted({bucket.index for name in own for bucket in self.buckets_of[name]})
             if buckets:
                 module.register_forward_pre_hook(lambda module, args, buckets=buckets: self.wait_for(buckets))

@@ -1,13 +1,13 @@
-"""GPT-Neo checkpoints in the format of transformers' GPTNeoForCausalLM: config.json beside model.safetensors."""
+"""GPT-Neo checkpoints in the format of transformers' GPTNeoForCausalLM: config.json beside the weights."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mindllm_engine.errors import CheckpointError
+from mindllm_engine.evaluation.export.tensor_files import read_json, read_tensors, write_tensors
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig, from_hf_state_dict, to_hf_state_dict
 
 # What the network assumes and a GPT-Neo configuration could say otherwise; the defaults are those of transformers.
@@ -20,12 +20,12 @@ _FIXED = {
 def load_hf_checkpoint(directory: Path | str, device: torch.device | str | None = None) -> GPTNeo:
     """The network that lies in `directory`, in the dtype of its file, every parameter bit for bit.
 
-    Reads model.safetensors, or pytorch_model.bin where there is none. Raises CheckpointError for a missing or damaged
-    file, another architecture, and tensors that are missing, unknown or of another shape.
+    Reads safetensors, or pytorch_model.bin where there are none, whole or in shards. Raises CheckpointError for a
+    missing or damaged file, another architecture, and tensors that are missing, unknown or of another shape.
     """
     directory = Path(directory)
-    config = config_from_hf(_read_json(directory / "config.json"), directory)
-    state = _read_tensors(directory)
+    config = config_from_hf(read_json(directory / "config.json"), directory)
+    state = read_tensors(directory)
     embedding = state.get("transformer.wte.weight")
     if embedding is None:
         raise CheckpointError(f"{directory} has no tensor transformer.wte.weight: it is no GPTNeoForCausalLM")
@@ -36,13 +36,10 @@ def load_hf_checkpoint(directory: Path | str, device: torch.device | str | None 
 
 def save_hf_checkpoint(model: GPTNeo, directory: Path | str) -> None:
     """Write `model` so that `GPTNeoForCausalLM.from_pretrained(directory)` reads it; makes the folder."""
-    from safetensors.torch import save_file
-
     directory = Path(directory)
-    state = {name: tensor.contiguous().cpu() for name, tensor in to_hf_state_dict(model).items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(directory, to_hf_state_dict(model), model.embedding.dtype, lambda _: None)
         config = config_to_hf(model.config, model.embedding.dtype)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -74,7 +71,7 @@ def config_from_hf(config: dict[str, Any], directory: Path) -> GPTNeoConfig:
         )
     except KeyError as error:
         raise CheckpointError(f"{directory}/config.json lacks the key {error.args[0]!r}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{directory}/config.json has a value of the wrong type: {error}") from error
     if kinds != [("global", "local")[index % 2] for index in range(n_layers)]:
         raise CheckpointError(f"{directory}/config.json does not alternate global and local attention, from global on")
@@ -108,35 +105,3 @@ def config_to_hf(config: GPTNeoConfig, dtype: torch.dtype) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "window_size": config.window_size,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}: it is no checkpoint of transformers") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold an object")
-    return content
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = directory / "model.safetensors"
-    if not path.exists():
-        path = directory / "pytorch_model.bin"
-    if not path.exists():
-        raise CheckpointError(f"{directory} has neither model.safetensors nor pytorch_model.bin")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # weights_only: a pickle could otherwise run any code.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or cannot be read: {' '.join(str(error).split())[:200]}") from error
-    except Exception as error:  # pickle raises its own kinds for what weights_only refuses
-        raise CheckpointError(f"{path} holds more than tensors, or is damaged") from error

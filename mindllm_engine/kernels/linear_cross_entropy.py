@@ -97,7 +97,7 @@ def linear_cross_entropy(
     recording = torch.is_grad_enabled()
     wanted = recording and hidden.requires_grad, recording and weight.requires_grad
     if not use_triton(hidden):
-        return _Reference.apply(hidden, weight, targets, ignore_index, z_loss, any(wanted))
+        return _Reference.apply(hidden, weight, targets, ignore_index, z_loss, any(wanted), wanted[1])
     if into is not None and grad_scale is not None and wanted[1]:
         return _apply_promised(hidden, weight, targets, ignore_index, z_loss, grad_scale, into)
     return _apply_linear_cross_entropy(hidden, weight, targets, ignore_index, z_loss, *wanted, into)
@@ -377,9 +377,12 @@ class _Reference(torch.autograd.Function):
         ignore_index: int,
         z_loss: float,
         needs_gradients: bool,
+        wants_weight: bool,
     ) -> Tensor:
         upstream = (targets != ignore_index).to(statistics_dtype(hidden.dtype)) if needs_gradients else None
-        losses, grad_hidden, grad_weight = _reference_chunks(hidden, weight, targets, ignore_index, z_loss, upstream)
+        losses, grad_hidden, grad_weight = _reference_chunks(
+            hidden, weight, targets, ignore_index, z_loss, upstream, wants_weight
+        )
         ctx.options = ignore_index, z_loss
         ctx.save_for_backward(hidden, weight, targets, grad_hidden, grad_weight)
         return losses
@@ -393,18 +396,26 @@ class _Reference(torch.autograd.Function):
         if used.numel() and not bool((used == used[0]).all()):
             ignore_index, z_loss = ctx.options
             _, grad_hidden, grad_weight = _reference_chunks(
-                hidden, weight, targets, ignore_index, z_loss, upstream.masked_fill(ignored, 0)
+                hidden, weight, targets, ignore_index, z_loss, upstream.masked_fill(ignored, 0), grad_weight is not None
             )
-            return grad_hidden, grad_weight.to(weight.dtype), *[None] * 4  # type: ignore[union-attr]
+            return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), *[None] * 5
         factor = used[0] if used.numel() else upstream.new_zeros(())
-        scaled_weight = torch.mul(grad_weight, factor, out=torch.empty_like(weight))  # fp32 to bf16 in one pass
-        return (grad_hidden * factor).to(hidden.dtype), scaled_weight, *[None] * 4
+        if grad_weight is not None:
+            grad_weight = torch.mul(grad_weight, factor, out=torch.empty_like(weight))  # fp32 to bf16 in one pass
+        return (grad_hidden * factor).to(hidden.dtype), grad_weight, *[None] * 5
 
 
 def _reference_chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, upstream: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    z_loss: float,
+    upstream: Tensor | None,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Losses (T,), and where `upstream` (T,) is given (0 at ignored tokens) the gradients (T, D) and (V, D)."""
+    """Losses (T,), and where `upstream` (T,) is given (0 at ignored tokens) the gradients (T, D) and, if it is wanted,
+    (V, D)."""
     (tokens, width), vocab = hidden.shape, weight.shape[0]
     wide = statistics_dtype(hidden.dtype)
     device = hidden.device
@@ -416,6 +427,7 @@ def _reference_chunks(
     grad_hidden = grad_weight = chunk_grad_weight = None
     if upstream is not None:
         grad_hidden = torch.empty(tokens, width, dtype=hidden.dtype, device=device)
+    if upstream is not None and wants_weight:
         grad_weight = torch.zeros(vocab, width, dtype=wide, device=device)
         chunk_grad_weight = torch.empty(vocab, width, dtype=hidden.dtype, device=device)
 
@@ -429,7 +441,7 @@ def _reference_chunks(
             loss[far] = cross_entropy(hidden[part][far] @ weight.t(), labels[part][far].squeeze(1))
         logsumexp = None if chosen is None else loss + chosen
         losses[part] = loss if logsumexp is None else loss + z_loss * logsumexp.square()
-        if upstream is None or grad_hidden is None or grad_weight is None or chunk_grad_weight is None:
+        if upstream is None or grad_hidden is None:
             continue
         # The chunk now holds probabilities p; dlogits = upstream * (p * (1 + 2 z logsumexp) - onehot). The one-hot part
         # touches one entry a row, in fp32 before it is rounded; upstream goes onto the narrow sides of the products.
@@ -441,8 +453,9 @@ def _reference_chunks(
         logits[rows, labels[part].squeeze(1)] = of_target.to(logits.dtype)  # scatter_ copies it all
         scale = upstream[part].unsqueeze(1)  # (chunk, 1)
         torch.mul(torch.mm(logits, weight), scale, out=grad_hidden[part])
-        torch.mm(logits.t(), (hidden[part] * scale).to(hidden.dtype), out=chunk_grad_weight)
-        accumulate_(grad_weight, chunk_grad_weight)
+        if grad_weight is not None and chunk_grad_weight is not None:
+            torch.mm(logits.t(), (hidden[part] * scale).to(hidden.dtype), out=chunk_grad_weight)
+            accumulate_(grad_weight, chunk_grad_weight)
     return losses.masked_fill_(ignored, 0), grad_hidden, grad_weight
 
 

@@ -7,6 +7,7 @@ in the scores, GELU in its tanh form, tied embeddings.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,9 @@ from mindllm_engine.kernels.attention import attention
 from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.layer_norm import residual_layer_norm
 from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
-from mindllm_engine.models.initialization import count_parameters, normal_
-from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.initialization import count_parameters, matrix_flops, normal_
+from mindllm_engine.models.kv_cache import AttentionCache, KVCache
+from mindllm_engine.models.lora import AdaptableLayer
 
 # Standard deviation of GPT-Neo's fresh matrices and embeddings (`initializer_range` of its published configuration).
 INITIAL_STD = 0.02
@@ -113,24 +115,35 @@ class GPTNeo(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         targets: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         last_only: bool = False,
         grad_scale: float | None = None,
     ) -> Tensor:
         """Logits, or losses where targets are given, of packed documents; arguments and results as in `MindLLM`."""
+        normed = self.hidden_states(tokens, positions, cu_seqlens, cache, last_only)
+        if targets is not None:
+            return linear_cross_entropy(normed, self.embedding, targets, grad_scale=grad_scale)
+        return F.linear(normed, self.embedding)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        cache: AttentionCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the embedding projects to logits, (T, hidden); the arguments are those of `MindLLM.forward`."""
         x = F.embedding(tokens, self.embedding)  # (T, hidden)
         branch = F.embedding(positions, self.position_embedding)  # (T, hidden)
-        cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
-            x, branch = layer(x, branch, cu_seqlens, cu_seqlens_k, cache)
+            x, branch = layer(x, branch, cu_seqlens, cache)
         if cache is not None:
             cache.advance(tokens.shape[0])
         if last_only:
             x, branch = x[-1:], branch[-1:]
         _, normed = residual_layer_norm(x, branch, self.final_norm_weight, self.final_norm_bias, self.config.norm_eps)
-        if targets is not None:
-            return linear_cross_entropy(normed, self.embedding, targets, grad_scale=grad_scale)
-        return F.linear(normed, self.embedding)
+        return normed
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
         """An empty cache for `max_seq_len` tokens, by default the longest sequence that the network takes."""
@@ -147,18 +160,19 @@ class GPTNeo(nn.Module):
         """Operations of a token's forward and backward: `6 N + 12 L D S` (PaLM, arXiv 2204.02311, appendix B).
 
         N are the parameters of matrices that multiply every token: all layers, and the embedding once, as the
-        projection. L layers, D hidden_size, S `seq_len`; a local layer counts `min(seq_len, window_size)` for S, and
-        the causal mask is not taken off.
+        projection; those that are frozen count 4 times. L layers, D hidden_size, S `seq_len`; a local layer counts
+        `min(seq_len, window_size)` for S, and the causal mask is not taken off.
         """
         config = self.config
-        matrices = sum(p.numel() for p in self.parameters() if p.ndim == 2) - self.position_embedding.numel()
         local = config.n_layers // 2
         spans = (config.n_layers - local) * seq_len + local * min(seq_len, config.window_size)
-        return 6 * matrices + 12 * config.hidden_size * spans
+        return matrix_flops(self, without=self.position_embedding) + 12 * config.hidden_size * spans
 
 
-class GPTNeoLayer(nn.Module):
+class GPTNeoLayer(AdaptableLayer):
     """One attention and one feed-forward residual. Matrices are (out, in); `qkv` packs query, key and value."""
+
+    linear_parts: ClassVar[dict[str, int]] = {"qkv": 3, "attention_out": 1, "ffn_in": 1, "ffn_out": 1}
 
     def __init__(
         self, config: GPTNeoConfig, index: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -185,7 +199,7 @@ class GPTNeoLayer(nn.Module):
         self.ffn_out_bias = parameter(hidden)
 
     def forward(
-        self, x: Tensor, branch: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor | None, cache: KVCache | None
+        self, x: Tensor, branch: Tensor, cu_seqlens: Tensor, cache: AttentionCache | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream and the branch yet to be added to it, each (T, hidden), to those after this layer; the
         other arguments are those of `MindLLM.forward`."""
@@ -193,16 +207,17 @@ class GPTNeoLayer(nn.Module):
         x, normed = residual_layer_norm(
             x, branch, self.attention_norm_weight, self.attention_norm_bias, config.norm_eps
         )
-        qkv = F.linear(normed, self.qkv).view(-1, 3, config.n_heads, config.head_dim)  # (T, 3, heads, head_dim)
+        qkv = self.linear("qkv", normed).view(-1, 3, config.n_heads, config.head_dim)  # (T, 3, heads, head_dim)
         q, k, v = qkv.unbind(1)
-        if cache is not None:
-            k, v = cache.append(self.index, k, v)
-        heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k, window=self.window, scale=1.0)
-        branch = F.linear(heads.flatten(1), self.attention_out, self.attention_out_bias)
+        if cache is None:
+            heads = attention(q, k, v, cu_seqlens, window=self.window, scale=1.0)
+        else:
+            heads = cache.attend(self.index, q, k, v, cu_seqlens, window=self.window, scale=1.0)
+        branch = self.linear("attention_out", heads.flatten(1), self.attention_out_bias)
         x, normed = residual_layer_norm(x, branch, self.ffn_norm_weight, self.ffn_norm_bias, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
-        inner = bias_gelu(F.linear(normed, self.ffn_in), self.ffn_in_bias, overwrite=True)
-        return x, F.linear(inner, self.ffn_out, self.ffn_out_bias)
+        inner = bias_gelu(self.linear("ffn_in", normed), self.ffn_in_bias, overwrite=True)
+        return x, self.linear("ffn_out", inner, self.ffn_out_bias)
 
 
 # Parameters outside the layers, and of one layer, under the names of transformers' GPTNeoForCausalLM.
@@ -225,6 +240,10 @@ _HF_LAYER_NAMES = {
     "ffn_out_bias": "mlp.c_proj.bias",
 }
 _HF_QKV = ("attn.attention.q_proj.weight", "attn.attention.k_proj.weight", "attn.attention.v_proj.weight")
+# The modules of a layer that the parts of our matrices are.
+HF_LINEAR_NAMES = {"qkv": tuple(name.removesuffix(".weight") for name in _HF_QKV)} | {
+    name: (_HF_LAYER_NAMES[name].removesuffix(".weight"),) for name in ("attention_out", "ffn_in", "ffn_out")
+}
 # Present in old checkpoints without being parameters: the masks, and the projection that is tied to the embedding.
 _HF_IGNORED_SUFFIXES = ("attn.attention.bias", "attn.attention.masked_bias")
 _HF_TIED = "lm_head.weight"

@@ -1,4 +1,4 @@
-"""What the networks share when they draw their first parameters."""
+"""What the networks share when they draw their first parameters, and count them."""
 
 import math
 
@@ -20,3 +20,10 @@ def normal_(weight: Tensor, std: float, generator: torch.Generator) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model; a tied embedding counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def matrix_flops(model: nn.Module, without: nn.Parameter | None = None) -> int:
+    """Operations of a token's forward and backward in the matrices of a model but `without`: 2 an element for the
+    output, 2 for the gradient of the input, and 2 for that of the matrix unless it is frozen."""
+    matrices = (x for x in model.parameters() if x.ndim == 2 and x is not without)
+    return sum((6 if matrix.requires_grad else 4) * matrix.numel() for matrix in matrices)

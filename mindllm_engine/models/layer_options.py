@@ -17,7 +17,7 @@ from mindllm_engine.kernels.attention import end_graphs_before_attention
 from mindllm_engine.models.activation_checkpointing import Forward, checkpointed
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
 from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.kv_cache import AttentionCache
 from mindllm_engine.models.mindllm import MindLLM
 
 
@@ -48,7 +48,7 @@ def training_only(in_training: Forward, forward: Forward) -> Forward:
     """`in_training` where gradients are recorded and there is no KV cache; otherwise `forward`."""
 
     def choose(*args: Any) -> Any:
-        is_training = torch.is_grad_enabled() and not any(isinstance(arg, KVCache) for arg in args)
+        is_training = torch.is_grad_enabled() and not any(isinstance(arg, AttentionCache) for arg in args)
         return (in_training if is_training else forward)(*args)
 
     return choose

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.reference import statistics_dtype
 from mindllm_engine.kernels.rms_norm import deepnorm_residual
 from mindllm_engine.kernels.rotary import rotary, rotary_table
-from mindllm_engine.models.initialization import count_parameters, normal_, xavier_normal_
-from mindllm_engine.models.kv_cache import KVCache
+from mindllm_engine.models.initialization import count_parameters, matrix_flops, normal_, xavier_normal_
+from mindllm_engine.models.kv_cache import AttentionCache, KVCache
+from mindllm_engine.models.lora import AdaptableLayer
 
 
 @dataclass
@@ -123,7 +125,7 @@ class MindLLM(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         targets: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         last_only: bool = False,
         grad_scale: float | None = None,
     ) -> Tensor:
@@ -134,26 +136,32 @@ class MindLLM(nn.Module):
             positions: (T,) integers below max_seq_len, from 0 in every document.
             cu_seqlens: (documents + 1,) int32 offsets of the documents, from 0 to T.
             targets: (T,) next tokens, -100 where there is no loss.
-            cache: What came before, for a single sequence; the call extends it by `tokens`.
+            cache: What came before, for a single sequence (a `KVCache`) or several; the call extends it by `tokens`.
             last_only: Give the logits of the last token alone, (1, vocab_size).
             grad_scale: A promise that backward will follow and that the upstream gradient of every loss will be this
                 number (see `linear_cross_entropy`).
 
         Returns (T, vocab_size) logits in the parameters' dtype, or (T,) losses in fp32.
         """
+        x = self.hidden_states(tokens, positions, cu_seqlens, cache)
+        if targets is not None:
+            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
+        return F.linear(x[-1:] if last_only else x, self.embedding)
+
+    def hidden_states(
+        self, tokens: Tensor, positions: Tensor, cu_seqlens: Tensor, cache: AttentionCache | None = None
+    ) -> Tensor:
+        """What the embedding projects to logits, (T, hidden); the arguments are those of `forward`."""
         config = self.config
         table = rotary_table(
             config.max_seq_len, config.head_dim, config.rope_base, tokens.device, statistics_dtype(self.embedding.dtype)
         )
         x = embedding_norm(tokens, self.embedding, self.embedding_norm, config.norm_eps)  # (T, hidden)
-        cu_seqlens_k = None if cache is None else cache.cu_seqlens(tokens.shape[0])
         for layer in self.layers:
-            x = layer(x, positions, table, cu_seqlens, cu_seqlens_k, cache)
+            x = layer(x, positions, table, cu_seqlens, cache)
         if cache is not None:
             cache.advance(tokens.shape[0])
-        if targets is not None:
-            return linear_cross_entropy(x, self.embedding, targets, grad_scale=grad_scale)
-        return F.linear(x[-1:] if last_only else x, self.embedding)
+        return x
 
     def new_cache(self, max_seq_len: int | None = None) -> KVCache:
         """An empty cache for `max_seq_len` tokens, by default the longest sequence that the network takes."""
@@ -170,14 +178,16 @@ class MindLLM(nn.Module):
         """Operations of a token's forward and backward: `6 N + 12 L D S` (PaLM, arXiv 2204.02311, appendix B).
 
         N are the parameters of matrices that multiply every token: all layers, and the embedding once, as the
-        projection. L layers, D hidden_size, S `seq_len`; the causal mask is not taken off.
+        projection; those that are frozen count 4 times. L layers, D hidden_size, S `seq_len`; the causal mask is not
+        taken off.
         """
-        matrices = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
-        return 6 * matrices + 12 * self.config.n_layers * self.config.hidden_size * seq_len
+        return matrix_flops(self) + 12 * self.config.n_layers * self.config.hidden_size * seq_len
 
 
-class MindLLMLayer(nn.Module):
+class MindLLMLayer(AdaptableLayer):
     """One attention and one feed-forward residual. Matrices are (out, in); packed ones hold their parts in order."""
+
+    linear_parts: ClassVar[dict[str, int]] = {"qkv": 3, "attention_out": 1, "gate_up": 2, "ffn_out": 1}
 
     def __init__(
         self, config: MindLLMConfig, index: int, device: torch.device | str | None, dtype: torch.dtype | None
@@ -214,18 +224,16 @@ class MindLLMLayer(nn.Module):
         positions: Tensor,
         table: Tensor,
         cu_seqlens: Tensor,
-        cu_seqlens_k: Tensor | None,
-        cache: KVCache | None,
+        cache: AttentionCache | None,
     ) -> Tensor:
         """(T, hidden) to (T, hidden); the arguments are those of `MindLLM.forward`."""
         config = self.config
-        qkv = F.linear(x, self.qkv).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
+        qkv = self.linear("qkv", x).view(-1, 3 * config.n_heads, config.head_dim)  # (T, 3 heads, head_dim)
         q, k, v = rotary(qkv, positions, table)
-        if cache is not None:
-            k, v = cache.append(self.index, k, v)
-        heads = attention(q, k, v, cu_seqlens, cu_seqlens_k=cu_seqlens_k)  # (T, heads, head_dim)
-        branch = F.linear(heads.flatten(1), self.attention_out)
+        # (T, heads, head_dim)
+        heads = attention(q, k, v, cu_seqlens) if cache is None else cache.attend(self.index, q, k, v, cu_seqlens)
+        branch = self.linear("attention_out", heads.flatten(1))
         x = deepnorm_residual(x, branch, self.attention_norm, config.deepnorm_alpha, config.norm_eps)
         # The projection's output has no other reader: a linear layer keeps its input and its weight for backward.
-        branch = F.linear(geglu(F.linear(x, self.gate_up), overwrite=True), self.ffn_out)
+        branch = self.linear("ffn_out", geglu(self.linear("gate_up", x), overwrite=True))
         return deepnorm_residual(x, branch, self.ffn_norm, config.deepnorm_alpha, config.norm_eps)

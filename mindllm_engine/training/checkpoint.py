@@ -40,6 +40,7 @@ class CheckpointState:
         plan: `Plan.state()`.
         tokenizer_hash: of the tokenizer that the data was made with.
         extra: named lists of numbers that come back as the same fp64 bits, NaN and infinities included.
+        adapters: of checkpoints that leave frozen weights out (`Stage.adapters`); else empty.
         updates: of the optimizer (`Backend.updates`).
         world_size: ranks that wrote it.
         torch, engine: versions that wrote it.
@@ -53,6 +54,7 @@ class CheckpointState:
     plan: dict[str, Any]
     tokenizer_hash: str
     extra: dict[str, list[float]] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     updates: int = 0
     world_size: int = 1
     torch: str = torch.__version__
@@ -187,6 +189,18 @@ def _read_state(checkpoint: Path) -> CheckpointState:
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this engine, or a damaged one ({error})") from error
     return state
+
+
+def identity(checkpoint: Path) -> str:
+    """What a checkpoint is known by wherever it lies, 16 hexadecimal digits: state.json has the hashes of all else.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return file_hash(checkpoint / STATE_FILE)
+    except OSError as error:
+        raise cannot_read(checkpoint / STATE_FILE, error) from error
 
 
 def verify(checkpoint: Path) -> None:

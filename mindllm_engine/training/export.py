@@ -26,8 +26,20 @@ def shapes_of(state: CheckpointState) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
+def whole_state(checkpoint: Path) -> CheckpointState:
+    """`load_state` of a checkpoint that holds all weights. Raises CheckpointError for one that leaves some out."""
+    state = load_state(checkpoint)
+    if state.adapters:
+        run = checkpoint.parent.parent
+        raise CheckpointError(
+            f"{checkpoint}: holds LoRA's additions alone; make {run / 'merged'} by tools/merge_lora.py --run {run} "
+            "where it is not there yet, and give that"
+        )
+    return state
+
+
 def exported_bytes(source: Path, dtype: torch.dtype) -> int:
-    """Bytes of weights that `export_weights` will write."""
+    """Bytes of the weights of a run folder or checkpoint in `dtype`; of LoRA's, those of the whole network."""
     shapes = shapes_of(load_state(find_checkpoint(source)))
     return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
 
@@ -47,7 +59,7 @@ def export_weights(source: Path, out: Path, dtype: torch.dtype, show: Callable[[
         CheckpointError: there is none, it is damaged, or `out` cannot be written, which then is as it was before.
     """
     checkpoint = find_checkpoint(source)
-    state = load_state(checkpoint)
+    state = whole_state(checkpoint)
     index = Index(checkpoint, state)
     shapes = shapes_of(state)
     names = sorted(shapes, key=lambda name: min(index.places_of(f"master/{name}")))

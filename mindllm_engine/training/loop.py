@@ -35,12 +35,16 @@ from mindllm_engine.training.setup import (
     refuse_different_data,
     select_implementations,
 )
+from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.stopping import StopSignal, TimeLimit
 from mindllm_engine.training.throughput import Stopwatch, peak_memory_gib
 
 
-def pretrain(config: RunConfig) -> None:
+def pretrain(config: RunConfig, stage: Stage | None = None) -> None:
     """Train from the beginning or from the newest checkpoint in the run folder, to the last step or a stop.
+
+    Args:
+        stage: what is done in another way than in pre-training.
 
     Raises:
         MindLLMError: the configuration, the data, a checkpoint or the machine (a full disk) does not allow it.
@@ -56,7 +60,7 @@ def pretrain(config: RunConfig) -> None:
         watched = watchdog.watching(config.distributed.timeout_minutes)
         with StopSignal() as stop, watched, ManualCollection(config.train.gc_every) as collection:
             refuse_different_data(data, world)
-            run = build_run(config, data, checkpoint, world)
+            run = build_run(config, data, checkpoint, world, stage or Stage())
             train(run, stop, started, collection)
     finally:
         if run is not None:
@@ -135,19 +139,17 @@ def train_step(run: Run) -> StepTotals:
     batch_size = config.train.global_batch_size
     batch_tokens = run.data.plan.tokens_in(run.next_sample, batch_size)
     grad_accum_steps = batch_size // (config.train.micro_batch_size * run.world.world_size)
-    losses = SourceLosses(len(run.data.sources), run.world.device)
+    losses = SourceLosses(len(run.data.sources), run.stage, run.world.device)
     micro_batches = run.loader.micro_batches(run.next_sample, batch_size, config.train.micro_batch_size)
     watchdog.begin_step(run.step + 1)
     for number, batch in enumerate(micro_batches, start=1):
         watchdog.mark("forward")
         batch = batch.to(run.world.device)
         # The number of supervised tokens is known only after the last micro-batch; until then all tokens stand for it.
-        token_losses = run.model(
-            batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=1 / batch_tokens
-        )  # (T,)
-        losses.add(batch, token_losses)
+        scored = run.stage.losses(run.model, batch, grad_scale=1 / batch_tokens)
+        losses.add(scored)
         watchdog.mark("backward")
-        run.backend.backward(token_losses.sum() / batch_tokens, last=number == grad_accum_steps)
+        run.backend.backward(scored.values.sum() / batch_tokens, last=number == grad_accum_steps)
         watchdog.mark("data")
     rate = learning_rate(config.optim.schedule, config.optim.lr, run.step, config.train.steps)
     watchdog.mark("update")
@@ -158,10 +160,11 @@ def train_step(run: Run) -> StepTotals:
 def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     """Write the record of the step just done. Waits for the device."""
     watchdog.mark("reporting")
-    by_source = totals.losses.over_all_ranks()
+    by_source, extras = totals.losses.over_all_ranks(), totals.losses.extras_over_all_ranks()
     grad_norm = totals.grad_norm.item()
     tokens_per_second = stopwatch.restart()
-    loss = sum(nats for nats, _ in by_source) / max(1, sum(count for _, count in by_source))
+    counted = max(1, sum(count for _, count in by_source))
+    loss = sum(nats for nats, _ in by_source) / counted
     if run.metrics is None or run.progress is None:
         return
     plan, batch_size = run.data.plan, run.config.train.global_batch_size
@@ -182,6 +185,7 @@ def report_step(run: Run, totals: StepTotals, stopwatch: Stopwatch) -> None:
     for name, (nats, count) in zip(run.data.names, by_source, strict=True):
         if count:
             record[f"loss/{name}"] = nats / count
+    record |= {name: value / counted for name, value in extras.items()}
     if run.checkpoint_pause is not None:
         record["checkpoint_pause_seconds"], run.checkpoint_pause = run.checkpoint_pause, None
     run.metrics.write(record)
@@ -204,8 +208,10 @@ def refuse_broken_weights(run: Run) -> None:
 
 
 def report_heldout(run: Run) -> None:
-    """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them."""
-    by_source = heldout_losses(run.model, run.heldout, len(run.data.sources), run.world.device)
+    """Evaluate the held-out data and write loss (nats a token) and bits per byte of each source and of all of them; of
+    a stage that counts something else, its loss and its extras."""
+    losses = heldout_losses(run.stage, run.model, run.heldout, len(run.data.sources), run.world.device)
+    by_source, extras = losses.over_all_ranks(), losses.extras_over_all_ranks()
     if run.metrics is None or run.progress is None:
         return
     record: dict[str, Any] = {
@@ -220,16 +226,20 @@ def report_heldout(run: Run) -> None:
         read = min(run.config.train.eval_tokens or file.tokens, file.tokens)
         text_bytes = file.manifest.text_bytes * read / file.tokens
         record[f"heldout_loss/{name}"] = nats / count
-        record[f"heldout_bpb/{name}"] = nats / math.log(2) / text_bytes
+        if run.stage.counts == "token":
+            record[f"heldout_bpb/{name}"] = nats / math.log(2) / text_bytes
         all_nats, all_count, all_bytes = all_nats + nats, all_count + count, all_bytes + text_bytes
     if all_count == 0:
         return
-    record |= {"heldout_loss": all_nats / all_count, "heldout_bpb": all_nats / math.log(2) / all_bytes}
-    run.metrics.write(record)
-    run.progress.say(
-        f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a token, "
-        f"{record['heldout_bpb']:.4f} bits per byte"
-    )
+    record["heldout_loss"] = all_nats / all_count
+    if run.stage.counts == "token":
+        record["heldout_bpb"] = all_nats / math.log(2) / all_bytes
+    further = {f"heldout_{name}": value / all_count for name, value in extras.items()}
+    run.metrics.write(record | further)
+    line = f"step {run.step}: held-out loss {record['heldout_loss']:.4f} nats a {run.stage.counts}"
+    if "heldout_bpb" in record:
+        line += f", {record['heldout_bpb']:.4f} bits per byte"
+    run.progress.say(line + "".join(f", {name} {value:.4f}" for name, value in further.items()))
 
 
 def is_due(step: int, every: int) -> bool:

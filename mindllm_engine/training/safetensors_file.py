@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "U8": torch.uint8}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

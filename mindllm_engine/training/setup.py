@@ -6,18 +6,19 @@ starts.
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
-from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_path
+from mindllm_engine.corpus.prepare import prepare_corpus, token_prefixes, tokenizer_file, tokenizer_path
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.data.cache_folder import CacheFolder
-from mindllm_engine.data.loader import Batch, Loader, heldout_batches
+from mindllm_engine.data.loader import Batch, Loader
 from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.data.remote import Source, open_source, open_whole
 from mindllm_engine.data.stream import packed_windows
@@ -35,13 +36,15 @@ from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
 from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.step_guard import StepGuard
-from mindllm_engine.training.checkpoint import CheckpointState, load_state, newest_checkpoint
+from mindllm_engine.training.checkpoint import CheckpointState, first_difference, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
 from mindllm_engine.training.config import RunConfig
+from mindllm_engine.training.environment import record_environment
 from mindllm_engine.training.metrics import METRICS_FILE, MetricsLog
 from mindllm_engine.training.progress import TrainingProgress
+from mindllm_engine.training.stage import Stage
 from mindllm_engine.training.throughput import peak_flops
-from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights
+from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, initial_weights, refuse_other_tokenizer
 
 CONFIG_FILE = "config.yaml"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -84,11 +87,14 @@ class Run:
     backend: Backend
     checkpointer: Checkpointer
     guard: StepGuard
+    stage: Stage
     step: int
     next_sample: int
     peak_flops: float | None
     metrics: MetricsLog | None
     progress: TrainingProgress | None
+    adapters: dict[str, Any] = field(default_factory=dict)
+    """`Stage.adapters` as the run began."""
     checkpoint_pause: float | None = None
     """Seconds for which the last save held training up, until a record has told."""
 
@@ -110,6 +116,9 @@ def open_data(config: RunConfig) -> Data:
             f"model vocab_size: {vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
             f"{tokenizer.model_path}"
         )
+    begins = newest_checkpoint(Path(config.run.dir) / "checkpoints") is None
+    if tokenizer is not None and config.run.init_from is not None and begins:
+        refuse_other_tokenizer(Path(config.run.init_from), tokenizer)
     cache = cache_of(config)
     sources = {name: open_source(prefix, cache) for name, prefix in prefixes.items()}
     heldout = [open_whole(heldout_prefixes[name], cache) if name in heldout_prefixes else None for name in prefixes]
@@ -212,6 +221,9 @@ def check_before_data(config: RunConfig, world_size: int) -> None:
         raise CheckpointError(f"{checkpoint}: run.dir holds a run already; choose another, or set run.resume to auto")
     if checkpoint is None and config.run.init_from is not None:
         find_checkpoint(Path(config.run.init_from))
+        if config.corpus is not None and config.corpus.tokenizer_base is not None:
+            base = open_tokenizer(tokenizer_file(config.corpus.tokenizer_base))
+            refuse_other_tokenizer(Path(config.run.init_from), base)
 
 
 def select_implementations(config: RunConfig) -> None:
@@ -282,58 +294,77 @@ def refuse_different_data(data: Data, world: World) -> None:
         )
 
 
-def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World) -> Run:
+def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: World, stage: Stage) -> Run:
     """Build the network and its optimizer, fill them from `checkpoint`, and open the run folder."""
     torch.manual_seed(config.run.seed + world.rank)  # torch draws a seed of its own else; a checkpoint replaces it
     dtype = DTYPES[config.train.precision]
-    model = build_model(config, dtype, world, resumed=checkpoint is not None)
-    loader = Loader(
-        data.plan, data.sources, config.model.selected.vocab_size, world.rank, world.world_size, config.data.verify
-    )
+    adapters = stage.adapters(config)
+    if checkpoint is not None:
+        refuse_other_adapters(checkpoint, adapters)
+    source = config.run.init_from if checkpoint is None else None
+    model = build_model(config, dtype, world, adapters.get("base", source))
+    stage.prepare_model(model, config)
+    loader = stage.open_loader(config, data, world)
     apply_layer_options(model, config.train.activation_checkpointing, compiled=False)  # the step on record must fit
-    backend = build_backend(config, model, loader, world)
+    backend = build_backend(config, model, loader, world, stage)
     apply_layer_options(model, config.train.activation_checkpointing, config.train.compile)
     checkpointer = build_checkpointer(config, backend, world)
     state = checkpointer.load(checkpoint, config.model) if checkpoint else None
     guard = StepGuard(config.faults.sigma, world.device)
     guard.load_state(state.extra.get("guard", []) if state else [])
     step = state.step if state else 0
-    open_run_folder(config, data, world)
+    open_run_folder(config, data, world, stage)
     return Run(
         config=config,
         world=world,
         data=data,
         loader=loader,
-        heldout=share_of_heldout(config, data, world),
+        heldout=stage.heldout_batches(config, data, world),
         model=model,
         backend=backend,
         checkpointer=checkpointer,
         guard=guard,
+        stage=stage,
         step=step,
         next_sample=state.next_sample if state else 0,
         peak_flops=peak_flops(world.device, dtype),
+        adapters=adapters,
         metrics=open_metrics(config, step) if world.is_first else None,
         progress=TrainingProgress(step, config.train.steps) if world.is_first else None,
     )
 
 
-def build_model(config: RunConfig, dtype: torch.dtype, world: World, resumed: bool) -> MindLLM | GPTNeo:
+def build_model(config: RunConfig, dtype: torch.dtype, world: World, source: str | None) -> MindLLM | GPTNeo:
     """The network with its initial weights: drawn from the seed, or another run's; a checkpoint will replace either."""
-    if config.run.init_from is None or resumed:
+    if source is None:
         return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
-    return initial_weights(Path(config.run.init_from), config.model, config.run.seed, world.device).to(dtype)
+    return initial_weights(Path(source), config.model, config.run.seed, world.device).to(dtype)
 
 
-def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World) -> Backend:
+def refuse_other_adapters(checkpoint: Path, adapters: dict[str, Any]) -> None:
+    """Compare what a checkpoint leaves out with what the run to go on does. The place of the base may have changed.
+
+    Raises:
+        CheckpointError: it is of tuning of another kind, or of another base.
+    """
+    saved = load_state(checkpoint).adapters
+    theirs, ours = ({key: value for key, value in side.items() if key != "base"} for side in (saved, adapters))
+    difference = first_difference(theirs, ours, "adapters")
+    if difference:
+        base = f" (of {saved['base']})" if saved else ""
+        raise CheckpointError(
+            f"{checkpoint}{base}: {difference}; restore tuning.lora and run.init_from, or choose another run.dir"
+        )
+
+
+def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World, stage: Stage) -> Backend:
     """What keeps the replicas equal and updates them: DeepSpeed, or ours, laid out by the course of one step over real
     samples."""
     wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire
     if config.distributed.backend == "deepspeed":
         return DeepSpeedZero1(model, world, config.optim, config.distributed, DTYPES[wire])
     batch = loader.read(np.arange(config.train.micro_batch_size)).to(world.device)
-    order = record_execution_order(
-        model, lambda: model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets).sum()
-    )
+    order = record_execution_order(model, lambda: stage.losses(model, batch, grad_scale=None).values.sum())
     return Zero1(model, world, config.optim, config.distributed, DTYPES[wire], order)
 
 
@@ -349,18 +380,7 @@ def build_checkpointer(config: RunConfig, backend: Backend, world: World) -> Che
     )
 
 
-def share_of_heldout(config: RunConfig, data: Data, world: World) -> list[Batch]:
-    """Every `world_size`-th held-out batch, which this rank evaluates."""
-    batches: list[Batch] = []
-    for source_id, file in enumerate(data.heldout):
-        if file is not None and file.tokens > 1:
-            file.verify_ids(config.model.selected.vocab_size)
-            limit = config.train.eval_tokens or file.tokens
-            batches += heldout_batches(file, source_id, config.data.seq_len, config.train.micro_batch_size, limit)
-    return batches[world.rank :: world.world_size]
-
-
-def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
+def open_run_folder(config: RunConfig, data: Data, world: World, stage: Stage) -> None:
     """Write the resolved configuration and the tokenizer on rank 0, so that the folder explains and restarts itself.
 
     Raises:
@@ -372,8 +392,10 @@ def open_run_folder(config: RunConfig, data: Data, world: World) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / CONFIG_FILE, config_to_yaml(config).encode())
+            record_environment(folder, world)
             if data.tokenizer is not None:
                 write_atomically(folder / TOKENIZER_FILE, data.tokenizer.model_path.read_bytes())
+            stage.write_run_files(folder)
         except (OSError, DataError) as error:
             failure = ConfigError(f"run.dir: cannot write to {folder} ({error})")
     raise_together(failure, f"run.dir: rank 0 cannot write to {folder}")
@@ -393,4 +415,5 @@ def checkpoint_state(run: Run) -> CheckpointState:
         plan=run.data.plan.state(),
         tokenizer_hash=run.data.sources[0].manifest.tokenizer_hash,
         extra={"guard": run.guard.state()},
+        adapters=run.adapters,
     )

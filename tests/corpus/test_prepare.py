@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from mindllm_engine.corpus import prepare, sample
+from mindllm_engine.corpus.byte_level_tokenizer import ByteLevelTokenizer
+from mindllm_engine.corpus.open_tokenizer import first_changed_id
 from mindllm_engine.corpus.prepare import CorpusConfig, SourceText, expand_path, prepare_corpus
 from mindllm_engine.corpus.tokenizer import Tokenizer
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
+from tests.corpus.test_extend_tokenizer import train_byte_level
 
 Write = Callable[[Path, list[str]], Path]
 MakeDocuments = Callable[[int, int], list[str]]
@@ -157,6 +160,26 @@ def test_a_tokenizer_with_special_tokens(config: CorpusConfig) -> None:
     tokenizer = Tokenizer(prepared.tokenizer)
     assert len(tokenizer.encode("<|email|>")) == 1
     assert tokenizer.special_id("<|user|>") not in tokenizer.encode("<|user|>")
+
+
+def test_a_byte_level_tokenizer_is_extended(config: CorpusConfig, tmp_path: Path) -> None:
+    """GPT-2's kind, as a run folder of an imported GPT-Neo has it: a tokenizer.json under the name tokenizer.model."""
+    (tmp_path / "run").mkdir()
+    english = ["the river and a stone were often under that old bridge when the water came with people"] * 20
+    base = ByteLevelTokenizer(train_byte_level(tmp_path / "run" / "tokenizer.model", english, vocab_size=300))
+    room = replace(config, tokenizer_base=str(tmp_path / "run"), tokenizer_special_tokens=True)
+    with pytest.raises(ConfigError, match="leaves no room for new pieces"):
+        prepare_corpus(replace(room, tokenizer_vocab_size=base.vocab_size + 9))
+    size = base.vocab_size + 9 + 60
+    prepared = prepare_corpus(replace(room, tokenizer_vocab_size=size))
+    extended = ByteLevelTokenizer(prepared.tokenizer)
+    assert extended.vocab_size == size
+    assert first_changed_id(extended, base) is None
+    assert extended.encode("the old bridge") == base.encode("the old bridge")
+    assert extended.special_id("<|user|>") >= base.vocab_size
+    manifest = TokenFile(prepared.sources["zh_book"]).manifest
+    assert manifest.tokenizer_hash == extended.hash
+    assert prepare_corpus(replace(room, tokenizer_vocab_size=size)) == prepared
 
 
 def test_expand_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -537,6 +537,28 @@ def test_control_c_ends_it_at_once(tmp_path: Path, server: RangeServer, stream: 
     assert file.chunks.statistics.hits == 2  # what had been fetched is kept
 
 
+UNHEARD = """
+    import signal, threading
+    from mindllm_engine.command_line import run_tool
+    from mindllm_engine.data.range_reads import in_parallel
+
+    def work(item, stop):
+        print("waiting", flush=True)
+        threading.Event().wait(2)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # does not wake the main thread
+        threading.Event().wait()
+
+    run_tool(lambda: in_parallel(work, [0]))
+"""
+
+
+def test_control_c_that_another_thread_receives() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(UNHEARD)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
 def test_a_tool_ends_with_one_line(tmp_path: Path, server: RangeServer) -> None:
     server.fault = lambda name, earlier: 403
     command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), f"{server.url}/web", str(tmp_path / "cache")]
