@@ -44,6 +44,15 @@ def test_parameters_begin_where_128_bit_accesses_want_them(path: Path) -> None:
         assert all(bucket.slice_of(1 % world_size).start % 64 == 0 for bucket in layout.buckets)
 
 
+@pytest.mark.parametrize(("name", "millions"), [("gpt_neo", 11), ("mindllm", 11)])
+def test_the_networks_of_the_stages(name: str, millions: int) -> None:
+    config = parse_arguments(RunConfig, "", ["--config", str(ROOT / "configs" / "stages" / f"{name}.yaml")])
+    config.validate(world_size=2)
+    assert round(config.model.build(device="meta").num_parameters() / 1e6) == millions
+    assert config.corpus is not None
+    assert config.corpus.tokenizer_special_tokens
+
+
 def test_real_text_has_at_least_8_million_parameters() -> None:
     assert load("real_text").model.build(device="meta").num_parameters() >= 8_000_000
 
