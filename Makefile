@@ -44,7 +44,7 @@ real-text: setup
 	$(BIN)/python tools/report.py runs/real_text
 
 # Both networks of the paper, small, through every stage on real text: pre-trained, tuned on instructions in both languages
-# and law, taught sums, asked benchmarks, exported, reported: under 30 minutes on two cores. Open runs/stages/report.html.
+# and law, taught sums, asked benchmarks, exported, reported; meant to stay under 30 minutes on two cores (not yet measured whole).
 STAGES = runs/stages
 TORCHRUN = $(BIN)/torchrun --nproc-per-node $(PROCESSES) --
 stages: $(VENV)/.installed-dev
