@@ -8,13 +8,11 @@ import orjson
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
-from mindllm_engine.evaluation.scores import how_asked
+from mindllm_engine.evaluation.scores import SHARES, how_asked
 from mindllm_engine.html_page import number_cell, shown, table
 
 # Of networks, by class: whose figures in the paper stand beside ours.
 PAPER_MODELS = {"MindLLM": "MindLLM-3B", "GPTNeo": "MindLLM-1.3B"}
-# Metrics that are no share of the questions.
-_NO_SHARES = ("bleu", "chrf", "ter", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
@@ -59,7 +57,7 @@ def evaluation_tables(evaluations: Mapping[str, dict[str, Any]], network: str) -
 def score_row(entry: Mapping[str, Any], score: Mapping[str, Any], model: str) -> str:
     """One figure."""
     metric = score["metric"].split(",")[0]
-    is_share = metric not in _NO_SHARES
+    is_share = metric in SHARES
 
     def figure(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.2f}"

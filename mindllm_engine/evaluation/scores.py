@@ -14,8 +14,8 @@ from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
 from mindllm_engine.evaluation.readings import READINGS, CandidateScores
 from mindllm_engine.evaluation.suites import Suite, SuiteTask
 
-# Shares of questions, for which Wilson's interval holds.
-_SHARES = ("acc", "acc_norm", "exact_match")
+# Metrics that are shares of the questions: Wilson's interval holds for them, and tables show them in per cent.
+SHARES = ("acc", "acc_norm", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _score(entry: SuiteTask, raw: Mapping[str, Any], name: str, is_group: bool, 
         value, questions = float(results[task][name]), int(results[task]["sample_len"])
     metric, filter_name = name.split(",", 1)
     low = high = stderr = None
-    if metric in _SHARES:
+    if metric in SHARES:
         stderr = math.sqrt(value * (1 - value) / questions)
         interval = wilson(value * questions, questions)
         low, high = interval.low, interval.high
@@ -164,7 +164,7 @@ def _row(entry: SuiteTask, score: Mapping[str, Any], paper_model: str) -> str:
         return "–" if value is None else f"{100 * value:.2f} %" if is_share else f"{value:.3f}"
 
     metric = score["metric"].split(",")[0]
-    is_share = metric in _SHARES
+    is_share = metric in SHARES
     published = paper_value(entry.paper, metric, entry.num_fewshot, paper_model) if entry.paper else None
     macro = "" if score["macro"] is None else f" (mean of tasks {percent(score['macro'])})"
     interval = "–" if score["low"] is None else f"{percent(score['low'])} to {percent(score['high'])}"
