@@ -1,4 +1,9 @@
 // What each part of the native module adds to it. A new part declares its function here and module.cpp calls it.
+//
+// A py::init that takes long releases the GIL inside the function it is given. A call_guard would hold it released while
+// pybind11 enters the new object in its map, which every module in the process shares and nothing else guards: with another
+// thread's objects made or freed meanwhile, the process ends in "Tried to deallocate unregistered instance"
+// (github.com/pybind/pybind11/issues/5473).
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -28,7 +28,6 @@ namespace {
 namespace py = pybind11;
 using Path = std::filesystem::path;
 using Int64Array = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
-using NoGil = py::call_guard<py::gil_scoped_release>;
 
 // A copy, from an array that need not be aligned, and that other threads may write to.
 std::vector<int64_t> to_vector(const Int64Array& array) {
@@ -231,9 +230,10 @@ void bind_batches(py::module_& module) {
     py::class_<DocumentIndex>(module, "DocumentIndex", "The lengths of a source's documents, a group at a time.")
         .def(py::init([](const Path& index_path, const TokenFileReader& reader, int64_t group) {
                  if (group < 1) throw py::index_error("a group has one document at least");
+                 const py::gil_scoped_release release;  // in a py::init, not around it: see bindings.hpp
                  return std::make_unique<DocumentIndex>(index_path.string(), reader, group);
              }),
-             py::arg("index_path"), py::arg("reader"), py::arg("group"), NoGil(),
+             py::arg("index_path"), py::arg("reader"), py::arg("group"),
              "`group`: documents in each but the last. Reads the index once; ValueError for a damaged one.")
         .def_property_readonly("groups", &DocumentIndex::groups)
         .def("lengths", &lengths_of_group, py::arg("group"),
@@ -247,19 +247,21 @@ void bind_batches(py::module_& module) {
     py::class_<ContiguousSource, SampleSource, std::shared_ptr<ContiguousSource>>(
         module, "ContiguousSource", "A source as an endless stream of epochs, the documents of each in another order.")
         .def(py::init([](const Path& index_path, const TokenFileReader& reader, uint64_t key) {
+                 const py::gil_scoped_release release;
                  auto index =
                      std::make_shared<DocumentIndex>(index_path.string(), reader, ContiguousSource::kGroup);
                  return std::make_shared<ContiguousSource>(std::move(index), key);
              }),
-             py::arg("index_path"), py::arg("reader"), py::arg("key"), NoGil(),
+             py::arg("index_path"), py::arg("reader"), py::arg("key"),
              "Positions are tokens of the stream; `key` names the orders. ValueError for a damaged or empty index.");
     py::class_<PackedWindows, std::shared_ptr<PackedWindows>>(
         module, "PackedWindows", "The documents of a source packed best fit into samples of seq_len + 1 tokens.")
         .def(py::init([](const Path& index_path, const TokenFileReader& reader, int64_t seq_len) {
+                 const py::gil_scoped_release release;
                  auto index = std::make_shared<DocumentIndex>(index_path.string(), reader, PackedWindows::kWindow);
                  return std::make_shared<PackedWindows>(std::move(index), seq_len);
              }),
-             py::arg("index_path"), py::arg("reader"), py::arg("seq_len"), NoGil(),
+             py::arg("index_path"), py::arg("reader"), py::arg("seq_len"),
              "Counts the samples: O(documents). ValueError for a damaged index.")
         .def_property_readonly("samples", &PackedWindows::samples, "Samples in an epoch.");
     py::class_<BestFitSource, SampleSource, std::shared_ptr<BestFitSource>>(module, "BestFitSource",

@@ -170,9 +170,10 @@ void bind_reader(py::module_& module) {
         "is read later is then checked as it is read, ValueError too. The tokens are one stream, numbered\n"
         "from 0. Immutable and thread-safe. Ranges outside the stream raise IndexError.")
         .def(py::init([](const Path& prefix, bool thorough) {
+                 const py::gil_scoped_release release;  // in a py::init, not around it: see bindings.hpp
                  return std::make_shared<TokenFileReader>(prefix.string(), thorough);
              }),
-             py::arg("prefix"), py::arg("thorough") = true, NoGil())
+             py::arg("prefix"), py::arg("thorough") = true)
         .def("check_index", &TokenFileReader::check_index, NoGil(),
              "Check every entry of the index, which is read from the file anew; ValueError for a wrong one.")
         .def_property_readonly("documents", &TokenFileReader::documents)

@@ -1,5 +1,7 @@
 """Token files against megatron-core's own reader and writer, round trips, and calls that are wrong."""
 
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -362,3 +364,28 @@ def test_gather_refuses_an_id_beyond_int32(tmp_path: Path) -> None:
     reader = _native.TokenFileReader(tmp_path / "theirs")
     with pytest.raises(ValueError, match=f"token id {2**40} does not fit int32"):
         reader.gather(np.array([0]), np.array([2]), np.empty(2, np.int32))
+
+
+OPEN_AND_FORGET = """
+import sys, threading, time
+import mindllm_engine._native as native
+
+prefix, until = sys.argv[1], time.monotonic() + 2
+
+def open_and_forget():
+    while time.monotonic() < until:
+        reader = native.TokenFileReader(prefix)
+        native.DocumentIndex(prefix + ".idx", reader, 512)
+
+threads = [threading.Thread(target=open_and_forget) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_threads_that_open_files_leave_the_process_whole(tmp_path: Path) -> None:
+    """Objects registered without the GIL ended the process within these two seconds, each time of three."""
+    write_native(tmp_path / "file", some_documents("uint16"), "uint16")
+    command = [sys.executable, "-c", OPEN_AND_FORGET, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
