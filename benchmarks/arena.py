@@ -8,12 +8,16 @@ over single battles, as if they were independent. Takes about a minute on two co
 """
 
 import argparse
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+if sys.path[0] == str(Path(__file__).parent):  # the project instead of this folder, whose names others may look for
+    sys.path[0] = str(Path(__file__).parent.parent)
 
 from benchmarks.results_files import write_json
 from mindllm_engine.evaluation.arena.ratings import (

@@ -166,7 +166,7 @@ def peer(folder: Path, batch_size: int) -> Callable[[list[Instance]], list[tuple
     return lambda requests: backend.loglikelihood(requests, disable_tqdm=True)
 
 
-def selection(questions: int, in_order: bool) -> list[Instance]:
+def selection(questions: int, in_order: bool, shots: int = SHOTS) -> list[Instance]:
     """The requests of `questions` questions, half of each benchmark, with lm-eval's prompts of MMLU."""
     requests = []
     for name, answer in BENCHMARKS:
@@ -175,7 +175,7 @@ def selection(questions: int, in_order: bool) -> list[Instance]:
             examples[record["subject"]].append(f"{prompt(record, answer)} {record['answer']}\n\n")
         records = read(f"{name}_test")
         for record in records[: questions // 2] if in_order else records[:: len(records) * 2 // questions]:
-            context = "".join(examples[record["subject"]][:SHOTS]) + prompt(record, answer)
+            context = "".join(examples[record["subject"]][:shots]) + prompt(record, answer)
             if in_order or len(requests) < questions * 4:
                 requests += [(context, f" {letter}") for letter in "ABCD"]
     return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(requests)]

@@ -5,7 +5,8 @@ from collections import Counter
 
 from mindllm_engine import ranks
 from mindllm_engine.command_line import parse_arguments, run_tool
-from mindllm_engine.tuning.score_files import ScoreConfig, read_table, score_files
+from mindllm_engine.errors import DataError
+from mindllm_engine.tuning.score_files import PROBLEMS_FILE, ScoreConfig, read_table, score_files
 
 
 def main() -> None:
@@ -16,6 +17,10 @@ def main() -> None:
         statuses = Counter(read_table(path)["status"].to_pylist())
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common()) or "no records"
         print(f"{path}: {counts}")
+        if statuses.total() > statuses["scored"]:
+            print(f"{path.with_name(PROBLEMS_FILE)}: what is wrong with each record that was not scored")
+        if not statuses["scored"]:
+            raise DataError(f"{path}: not one record could be scored; mend the files, and choose another out")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from mindllm_engine.evaluation.paper_tables import OTHERS, paper_value
 from mindllm_engine.evaluation.readings import READINGS, CandidateScores
 from mindllm_engine.evaluation.suites import Suite, SuiteTask
 
-# Metrics that are shares of the questions: Wilson's interval holds for them, and tables show them in per cent.
+# Metrics that tables show in per cent: shares of the questions, but for tasks as TruthfulQA's mc2, which give each any
+# score from 0 to 1.
 SHARES = ("acc", "acc_norm", "exact_match")
 
 
@@ -68,7 +69,7 @@ def _score(entry: SuiteTask, raw: Mapping[str, Any], name: str, is_group: bool, 
         value, questions = float(results[task][name]), int(results[task]["sample_len"])
     metric, filter_name = name.split(",", 1)
     low = high = stderr = None
-    if metric in SHARES:
+    if metric in SHARES and all(line.get(metric, 0) in (0, 1) for lines in raw["samples"].values() for line in lines):
         stderr = math.sqrt(value * (1 - value) / questions)
         interval = wilson(value * questions, questions)
         low, high = interval.low, interval.high

@@ -154,7 +154,9 @@ class PreferenceStage(TuningStage):
         assert dpo is not None
         pairs = len(batch.reference)
         nats = model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets)
-        sums = nats.new_zeros(2 * pairs + 1).index_add(0, batch.answers, nats)[: 2 * pairs]
+        # Row by row: index_add would be atomic on a GPU, and each time a little different.
+        mine = batch.answers == torch.arange(2 * pairs, device=nats.device)[:, None]  # (2 P, T)
+        sums = torch.where(mine, nats, 0).sum(dim=1)
         values, rewards = dpo_losses(-sums.view(pairs, 2), batch.reference, dpo.beta, dpo.label_smoothing)
         margins = rewards[:, 0] - rewards[:, 1]
         extras = (margins > 0, margins, rewards[:, 0], rewards[:, 1])

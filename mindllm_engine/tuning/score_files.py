@@ -189,7 +189,9 @@ def read_setting(out: Path) -> dict[str, Any]:
             raise ValueError("keys are missing")
         return setting
     except OSError as error:
-        raise DataError(f"{out}: holds no scores ({error.strerror}); make them with score_instructions.py") from error
+        raise DataError(
+            f"{out}: holds no scores ({error.strerror}); give the folder that score_instructions.py wrote"
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}; delete the folder and score again") from error
 

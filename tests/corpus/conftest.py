@@ -1,6 +1,5 @@
 """Text made on the spot, a small tokenizer trained on it, and the folder of real text where there is one."""
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ import orjson
 import pytest
 
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
+from tests.real_data import REAL_DATA
 
-REPOSITORY = Path(__file__).parents[2]
 EN_WORDS = [
     "the",
     "quick",
@@ -81,7 +80,7 @@ def write_records() -> Callable[[Path, list[str]], Path]:
 
 @pytest.fixture(scope="session")
 def real_text() -> Path:
-    folder = Path(os.environ.get("MINDLLM_DATA", REPOSITORY / ".." / "shared" / "data")) / "pretrain"
+    folder = REAL_DATA / "pretrain"
     if not folder.is_dir():
         pytest.skip(f"no real text in {folder}: set MINDLLM_DATA to its folder")
     return folder

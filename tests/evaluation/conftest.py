@@ -2,24 +2,21 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mindllm_engine.evaluation.local_tasks import ARITHMETIC
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.real_data import REAL_DATA
 
 
 @pytest.fixture(scope="session")
 def question_data() -> Path:
     """The folder of real data, with the benchmarks in its folder eval."""
-    folder = Path(os.environ.get("MINDLLM_DATA", REPOSITORY / ".." / "shared" / "data"))
-    if not (folder / "eval").is_dir():
-        pytest.skip(f"no benchmarks in {folder / 'eval'}: set MINDLLM_DATA to the folder above")
-    return folder
+    if not (REAL_DATA / "eval").is_dir():
+        pytest.skip(f"no benchmarks in {REAL_DATA / 'eval'}: set MINDLLM_DATA to the folder above")
+    return REAL_DATA
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

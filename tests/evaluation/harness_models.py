@@ -1,7 +1,6 @@
 """Tiny networks and tokenizers, as a run of the engine and as a folder that lm-eval's own `hf` backend reads."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from mindllm_engine.corpus.byte_level_tokenizer import ByteLevelTokenizer
 from mindllm_engine.evaluation.gpt_neo_checkpoint import save_hf_checkpoint
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
+from tests.real_data import REAL_DATA
 
 TEXTS = [
     "The cat sat on 12 mats.\n\nQ: Why?\nA: Nobody knows.",
@@ -20,7 +20,7 @@ TEXTS = [
     "Answer: B C D A",
 ]
 
-REAL_TEXT = Path(os.environ.get("MINDLLM_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "eval"
+REAL_TEXT = REAL_DATA / "eval"
 needs_real_text = pytest.mark.skipif(not REAL_TEXT.is_dir(), reason=f"the data sets of {REAL_TEXT} are not here")
 
 

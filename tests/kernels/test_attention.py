@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.attention import attention
-from mindllm_engine.kernels.attention_reference import QUERY_BLOCK
+from mindllm_engine.kernels.attention_reference import QUERY_BLOCK, SHARED_ROWS
 from tests.kernels.errors import assert_error_within_twice_torch
 
 
@@ -47,6 +47,21 @@ def test_packed_documents_windows_and_groups(left: int, kv_heads: int) -> None:
     q, k, v = tensors(sum(lengths), sum(lengths), 4, kv_heads, 6)
     ours = attention(q, k, v, offsets(lengths), window=(left, 0))
     theirs = brute_force(q, k, v, lengths, lengths, left, 6**-0.5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (q, k, v), upstream), torch.autograd.grad(theirs, (q, k, v), upstream)
+    )
+
+
+@pytest.mark.parametrize("left", [-1, 3, 100])
+@pytest.mark.parametrize(
+    "lengths", [[60, 68, 1, 90, 38, 5], [5, 0, 123, 2, 129, 7], [SHARED_ROWS, 1], [SHARED_ROWS + 1, 1]]
+)
+def test_short_documents_share_blocks(lengths: list[int], left: int) -> None:
+    q, k, v = tensors(sum(lengths), sum(lengths), 1, 1, 4)
+    ours = attention(q, k, v, offsets(lengths), window=(left, 0))
+    theirs = brute_force(q, k, v, lengths, lengths, left, 0.5)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     upstream = torch.randn_like(ours)
     torch.testing.assert_close(

@@ -23,7 +23,7 @@ NETWORKS: dict[str, MindLLMConfig | GPTNeoConfig] = {
     ),
 }
 MODES: list[ActivationCheckpointing] = ["none", "selective", "full"]
-DOCUMENTS = [64, 30, 34]
+DOCUMENTS = [90, 64, 70]
 TOKENS = sum(DOCUMENTS)
 
 
@@ -213,3 +213,16 @@ def test_no_second_gradient_of_the_vocabulary_matrix_is_held(network: str, of_em
             assert storages.alive() == 0
     gradient = model.embedding.numel() * 2
     assert of_embedding * gradient < storages.peak < (1 + of_embedding) * gradient
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_documents_that_share_a_block_of_attention_keep(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this pack share one, so attention's own scratch is as large as what it keeps: the peak is not compared."""
+    lengths = [64, 30, 34]
+    monkeypatch.setitem(globals(), "DOCUMENTS", lengths)
+    monkeypatch.setitem(globals(), "TOKENS", sum(lengths))
+    select_kernels("triton")
+    config = NETWORKS[network]
+    kept, _, left = held(config, torch.bfloat16, "none", "meta")
+    assert kept == activation_bytes(config, sum(lengths), "none", reference_attention=lengths).kept
+    assert left == 0

@@ -46,7 +46,8 @@ def test_parameters_begin_where_128_bit_accesses_want_them(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "millions"), [("gpt_neo", 11), ("mindllm", 11)])
 def test_the_networks_of_the_stages(name: str, millions: int) -> None:
-    config = parse_arguments(RunConfig, "", ["--config", str(ROOT / "configs" / "stages" / f"{name}.yaml")])
+    files = [str(ROOT / "configs" / "stages" / f"{part}.yaml") for part in ("corpus", name)]
+    config = parse_arguments(RunConfig, "", ["--config", files[0], "--config", files[1]])
     config.validate(world_size=2)
     assert round(config.model.build(device="meta").num_parameters() / 1e6) == millions
     assert config.corpus is not None

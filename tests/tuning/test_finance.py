@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.tuning.finance import FinanceConfig, PriceLabels, prepare_finance, price_class
 from mindllm_engine.tuning.prices import Prices, parse_moment, read_prices
 from mindllm_engine.tuning.records import Record, read_records
+from tests.real_data import REAL_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = date(2022, 1, 3)
@@ -339,7 +339,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_tool_on_real_comments(tmp_path: Path) -> None:
-    source = Path(os.environ.get("MINDLLM_DATA", ROOT.parent / "shared" / "data")) / "finance" / "finfe_train.jsonl.gz"
+    source = REAL_DATA / "finance" / "finfe_train.jsonl.gz"
     if not source.exists():
         pytest.skip(f"{source} is absent; set MINDLLM_DATA")
     command = [

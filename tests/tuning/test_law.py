@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.tuning.law import LawConfig, LengthRange, law_messages, prepare_law, summary_path
 from mindllm_engine.tuning.record_files import fill, stable_sample
 from mindllm_engine.tuning.records import Record, read_records
+from tests.real_data import REAL_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "{query}\n法条：\n{laws}"
@@ -178,10 +178,9 @@ def test_what_cannot_be_is_refused(tokenizers: list[str], tmp_path: Path) -> Non
 
 
 def test_the_tool_on_real_law(tmp_path: Path) -> None:
-    data = Path(os.environ.get("MINDLLM_DATA", ROOT.parent / "shared" / "data"))
-    files = [data / "law" / f"{name}.jsonl.gz" for name in ("sft", "consultations")]
+    files = [REAL_DATA / "law" / f"{name}.jsonl.gz" for name in ("sft", "consultations")]
     if not all(file.exists() for file in files):
-        pytest.skip(f"no law data in {data}; set MINDLLM_DATA")
+        pytest.skip(f"no law data in {REAL_DATA}; set MINDLLM_DATA")
     with gzip.open(files[1], "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["history"][1] for line in lines]
     train_tokenizer(texts, 3000, tmp_path / "a.model")

@@ -1,6 +1,7 @@
 """Tuning with LoRA by the command: what checkpoints hold, resuming, ranks, merging, and peft's use of the adapter."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ def test_a_lora_run_trains_and_merges(tuning: Path, base: Path, capfd: pytest.Ca
     assert all(torch.equal(exported[name], parameter) for name, parameter in merged.named_parameters())
     with pytest.raises(CheckpointError, match=r"make .*merged by tools/merge_lora\.py --run"):
         export_weights(run, tuning.parent / "none.safetensors", torch.float32, lambda _: None)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_lora_run_learns_the_same(tuning: Path) -> None:
+    found = {}
+    for compiled in ("false", "true"):
+        run = tuning.parent / compiled
+        tune_here(tuning, "--run.dir", str(run), "--train.steps", "6", "--train.compile", compiled)
+        found[compiled] = [line["loss"] for line in metrics(run) if "loss" in line]
+    assert found["true"]
+    assert found["true"] != found["false"], "nothing was compiled"
+    assert found["true"] == pytest.approx(found["false"], rel=1e-3)
 
 
 def test_a_lora_run_is_exported_whole(tuning: Path) -> None:

@@ -3,7 +3,6 @@ answers better than before; and every record is accounted for."""
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from mindllm_engine.corpus.open_tokenizer import open_tokenizer
 from mindllm_engine.corpus.tokenizer import train_tokenizer
 from mindllm_engine.data.token_files import TokenFile
+from tests.real_data import REAL_DATA
 from tests.training.tiny_run import records as metrics
 from tests.tuning.tiny_tuning import base_run, tune_here, write_records, write_tuning
 
@@ -20,7 +20,7 @@ RECORDS = 3000
 
 @pytest.fixture(scope="module")
 def alpaca_zh() -> list[dict[str, str]]:
-    path = Path(os.environ.get("MINDLLM_DATA", "../shared/data")) / "instruct" / "alpaca_zh.jsonl.gz"
+    path = REAL_DATA / "instruct" / "alpaca_zh.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is absent; MINDLLM_DATA names the folder of real text")
     with gzip.open(path, "rt", encoding="utf-8") as lines:

@@ -324,3 +324,16 @@ def test_a_users_mistake_is_one_line(folder: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: part_records: must be at least 1, not 0"]
+
+
+def test_the_tool_says_where_problems_stand_and_ends_where_nothing_is_scored(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(folder / "run")
+    for answer, code in (("yes", 0), ("", 2)):
+        records = [{"instruction": "a", "output": ""}, {"instruction": "b", "output": answer}]
+        (tmp_path / "some.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        done = subprocess.run(
+            command(tmp_path, f"of_{code}"), capture_output=True, text=True, env=environment(), check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "problems.jsonl: what is wrong" in done.stdout
+        assert ("not one record could be scored" in done.stderr) == (code == 2)

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from mindllm_engine.corpus.chat_template import Message
 from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.arena.prompts import read_prompts
+from tests.real_data import REAL_DATA
 
 CONSULTATION = {
     "id": "c1",
@@ -106,8 +106,7 @@ def test_a_missing_or_damaged_file(tmp_path: Path) -> None:
 
 
 def test_real_consultations() -> None:
-    folder = Path(os.environ.get("MINDLLM_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
-    path = folder / "law" / "consultations.jsonl.gz"
+    path = REAL_DATA / "law" / "consultations.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not here")
     prompts, bad = read_prompts(path, "last", None)
