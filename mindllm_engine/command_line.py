@@ -82,15 +82,55 @@ def parse_arguments(schema: type[Schema], description: str, argv: list[str] | No
 
     argv = sys.argv[1:] if argv is None else argv
     _check_keys(schema, argv)
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser = _parser(description)
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of the fields below")
     parser.add_class_arguments(schema)
     try:
         parsed = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, jsonargparse.ParserError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error), argv)) from error
+    return _instance(schema, parsed)
+
+
+def parse_mapping(schema: type[Schema], content: dict[str, Any], where: str) -> Schema:
+    """A mapping, such as `dataclasses.asdict` gives, as an instance of the dataclass `schema`.
+
+    Args:
+        where: what the mapping is called in errors.
+
+    Raises:
+        ConfigError: as `parse_arguments`.
+    """
+    import jsonargparse
+
+    _check_mapping(schema, content, prefix="", where=where, given=[])
+    parser = _parser("")
+    parser.add_class_arguments(schema)
+    try:
+        parsed = parser.instantiate(parser.parse_object(content))
+    except (jsonargparse.ArgumentError, jsonargparse.ParserError, TypeError, ValueError) as error:
+        raise ConfigError(_one_line(str(error), [f"--config={where}"])) from error
+    return _instance(schema, parsed)
+
+
+def _parser(description: str) -> Any:
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+
+
+def _instance(schema: type[Schema], parsed: Any) -> Schema:
     return schema(**{field.name: parsed[field.name] for field in dataclasses.fields(typing.cast(Any, schema))})
+
+
+def merge_mappings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one: where both have a key, `second` wins, and mappings are merged."""
+    merged = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge_mappings(merged[key], value) if both else value
+    return merged
 
 
 def config_to_yaml(config: Any) -> str:

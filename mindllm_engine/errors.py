@@ -22,5 +22,9 @@ class CheckpointError(MindLLMError):
     """A checkpoint that cannot be written, is damaged, or belongs to another model or plan."""
 
 
+class DivergedError(MindLLMError):
+    """Training has lost its weights: no checkpoint to go back to helps."""
+
+
 class OtherRankError(MindLLMError):
     """This rank is sound, and ends because another one has failed, which tells why itself."""

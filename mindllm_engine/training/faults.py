@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mindllm_engine.data.plan import Plan
 from mindllm_engine.distributed.process_group import value_of_rank_0
-from mindllm_engine.errors import MindLLMError
+from mindllm_engine.errors import DivergedError
 from mindllm_engine.training.checkpoint import checkpoints, load_state, step_of
 from mindllm_engine.training.setup import Run
 
@@ -82,7 +82,7 @@ class RollBacks:
         """Count the step just done, and take the run back if it is one too many. All ranks do alike.
 
         Raises:
-            MindLLMError: there is nothing to go back to, or going back has not helped.
+            DivergedError: there is nothing to go back to, or going back has not helped.
         """
         arrived = self.number.exchange(run.guard.in_a_row)
         if arrived is None:
@@ -98,11 +98,11 @@ class RollBacks:
         run.checkpointer.wait()
         target = value_of_rank_0(newest_before_skips(run) if run.world.is_first else 0)
         if target == 0:
-            raise MindLLMError(f"{bad}, and there is no checkpoint from before them; {REMEDY}; or save more often")
+            raise DivergedError(f"{bad}, and there is no checkpoint from before them; {REMEDY}; or save more often")
         self.times = self.times + 1 if target == self.last_target else 1
         self.last_target = target
         if self.times > self.config.max_roll_backs:
-            raise MindLLMError(
+            raise DivergedError(
                 f"{bad}, also after going back to step {target} {self.config.max_roll_backs} times; {REMEDY}; or "
                 "delete checkpoints, to start again from an earlier one"
             )

@@ -18,7 +18,7 @@ from mindllm_engine.distributed.process_group import (
     stop_processes,
 )
 from mindllm_engine.distributed.replicas import refuse_different_replicas
-from mindllm_engine.errors import MindLLMError
+from mindllm_engine.errors import DivergedError
 from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.faults import RollBacks
@@ -197,11 +197,11 @@ def refuse_broken_weights(run: Run) -> None:
     """End the run before weights that are lost are saved over good ones. All ranks hold the same. Waits for the device.
 
     Raises:
-        MindLLMError: a weight is not finite.
+        DivergedError: a weight is not finite.
     """
     run.backend.wait_for_parameters()
     if not torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()]).all():
-        raise MindLLMError(
+        raise DivergedError(
             f"step {run.step}: a weight is not finite; lower optim.lr or look at the data, and go on from the newest "
             "checkpoint, which is from before it"
         )

@@ -1,0 +1,161 @@
+"""What a study found: claims, tables, plots and numbers, written as findings.json, PNG files and one page.
+
+<study>/findings.json   everything but the pictures, as plain data
+<study>/<name>.png      the plots
+<study>/report.html     the page, with the plots inside
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mindllm_engine.data.atomic_files import write_atomically
+from mindllm_engine.errors import DataError
+from mindllm_engine.html_page import html_page, image, shown, table
+from mindllm_engine.studies.claims import Claim
+from mindllm_engine.studies.results import LeftOut
+
+FINDINGS_FILE = "findings.json"
+PAGE_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as a reader wants them: cells are finished texts, the first column names the rows."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot as PNG."""
+
+    name: str
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the trials of a study took.
+
+    Attributes:
+        trials: that ended.
+        tokens: trained on.
+        seconds: of all trials together, as if one after the other.
+    """
+
+    trials: int
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Findings:
+    """What an experiment's analysis returns.
+
+    Attributes:
+        numbers: what else stands in findings.json: fits with their intervals, curves, matrices; plain data.
+        left_out, cost: `study.py` fills them in.
+    """
+
+    title: str
+    claims: list[Claim]
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    cost: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
+
+
+def write_findings(findings: Findings, folder: Path) -> Path:
+    """Write the three kinds of files and return the page. Raises DataError if they cannot be written."""
+    content = {
+        "title": findings.title,
+        "machine": platform.processor() or platform.machine(),
+        "claims": [claim.as_json() for claim in findings.claims],
+        "tables": [asdict(entry) for entry in findings.tables],
+        "numbers": findings.numbers,
+        "left_out": [asdict(entry) for entry in findings.left_out],
+        "cost": asdict(findings.cost),
+        "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
+    }
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    write_atomically(folder / FINDINGS_FILE, orjson.dumps(content, option=options) + b"\n")
+    for picture in findings.pictures:
+        write_atomically(folder / f"{picture.name}.png", picture.png)
+    page = folder / PAGE_FILE
+    write_atomically(page, html_page(findings.title, study_parts(findings)).encode())
+    return page
+
+
+def read_findings(folder: Path) -> Findings:
+    """What `write_findings` wrote.
+
+    Raises:
+        DataError: the folder has no findings, or damaged ones.
+    """
+    path = folder / FINDINGS_FILE
+    try:
+        content = orjson.loads(path.read_bytes())
+        return Findings(
+            content["title"],
+            [Claim(**claim) for claim in content["claims"]],
+            [Table(**entry) for entry in content["tables"]],
+            [
+                Picture(entry["name"], (folder / f"{entry['name']}.png").read_bytes(), entry["caption"])
+                for entry in content["pictures"]
+            ],
+            content["numbers"],
+            [LeftOut(**entry) for entry in content["left_out"]],
+            Cost(**content["cost"]),
+        )
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); run tools/study.py for this study first"
+        ) from error
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({error}); run tools/study.py for this study again") from error
+
+
+def study_parts(findings: Findings) -> list[str]:
+    """The page of one study in finished parts, without its title."""
+    parts = [claims_table(findings.claims)]
+    for picture in findings.pictures:
+        parts += [image(picture.png, picture.caption), f'<p class="note">{shown(picture.caption)}</p>']
+    for entry in findings.tables:
+        rows = [_row(row) for row in entry.rows]
+        header = [shown(name) for name in entry.header]
+        parts += [f"<h3>{shown(entry.title)}</h3>", table(header, rows, len(header) - 1)]
+        if entry.note:
+            parts.append(f'<p class="note">{shown(entry.note)}</p>')
+    if findings.left_out:
+        rows = [f"<tr><td>{shown(entry.name)}</td><td>{shown(entry.reason)}</td></tr>" for entry in findings.left_out]
+        parts += ["<h3>Left out</h3>", table(["trial", "reason"], rows, 0)]
+    cost = findings.cost
+    parts.append(
+        f'<p class="note">{cost.trials} trials, {cost.tokens:,} tokens, {cost.seconds / 60:.1f} minutes of training '
+        "when done one after the other.</p>"
+    )
+    return parts
+
+
+def claims_table(claims: Sequence[Claim]) -> str:
+    """The claims of one study or several, paper beside here."""
+    rows = []
+    for claim in claims:
+        cells = (claim.statement, claim.source, claim.paper, claim.here, claim.verdict, claim.reason)
+        rows.append("<tr>" + "".join(f"<td>{shown(cell)}</td>" for cell in cells) + "</tr>")
+    return table(["claim", "source", "paper", "here", "verdict", "because"], rows, 0)
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *rest = cells
+    return f"<tr><td>{shown(first)}</td>" + "".join(f'<td class="n">{shown(cell)}</td>' for cell in rest) + "</tr>"

@@ -1,0 +1,49 @@
+"""Plots of studies as PNG, drawn alike."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from mindllm_engine.studies.findings import Picture
+
+
+def picture(name: str, caption: str, draw: Callable[..., None], columns: int = 1, height: float = 5.0) -> Picture:
+    """Draw on one axes or on several side by side: `draw` gets them as its arguments.
+
+    Args:
+        name: of the file, without its ending.
+        caption: what it shows, in a sentence.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, columns, figsize=(6.5 * columns, height), layout="constrained", squeeze=False)
+    draw(*axes[0])
+    for part in axes[0]:
+        if not part.images:
+            part.grid(alpha=0.3)
+        if part.get_legend_handles_labels()[0]:
+            part.legend(fontsize=7)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+    return Picture(name, file.getvalue(), caption)
+
+
+def heat_map(axes: Any, values: list[list[float]], rows: list[str], columns: list[str], digits: int = 2) -> None:
+    """A matrix as colours with its numbers; each column coloured by itself, from its least to its largest."""
+    import numpy as np
+
+    matrix = np.asarray(values, dtype=float)
+    span = np.nanmax(matrix, axis=0) - np.nanmin(matrix, axis=0)
+    shades = (matrix - np.nanmin(matrix, axis=0)) / np.where(span > 0, span, 1)
+    axes.imshow(shades, cmap="viridis_r", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    for row in range(matrix.shape[0]):
+        for column in range(matrix.shape[1]):
+            colour = "white" if shades[row, column] > 0.5 else "black"
+            text = f"{matrix[row, column]:.{digits}f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
