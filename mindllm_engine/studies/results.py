@@ -144,7 +144,7 @@ def refuse_mixed_text(results: Iterable[Result], purpose: str, same_sources: boo
         if strange:
             what = strange[0] if strange[0] == "tokenizer" else f"source {strange[0]}"
             raise DataError(
-                f"{purpose}: {first.name} and {result.name} differ in their {what}, so their losses are not comparable; "
+                f"{purpose}: {first.name} and {result.name} differ in their {what}, so their losses do not compare; "
                 f"delete {first.folder} or {result.folder} and start again"
             )
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -57,9 +56,8 @@ def run_trials(planned: list[PlannedTrial], folder: Path, workers: int) -> None:
         work(tasks_of(planned))
     elif open_ones:
         _run_workers(planned, folder, min(workers, len(open_ones)))
-    failed = [
-        (trial, outcome) for trial in planned if (outcome := read_outcome(trial.folder)) and outcome["kind"] == "failed"
-    ]
+    ended = [(trial, read_outcome(trial.folder)) for trial in planned]
+    failed = [(trial, outcome) for trial, outcome in ended if outcome is not None and outcome["kind"] == "failed"]
     if failed:
         trial, outcome = failed[0]
         more = f" ({len(failed)} trials failed)" if len(failed) > 1 else ""
@@ -147,16 +145,19 @@ class _Display:
 
     def update(self) -> None:
         """Tell of the trials that have ended since the last call."""
-        say: Callable[[str], None] = (
-            self.bar.console.print if self.bar else lambda line: print(line, file=sys.stderr, flush=True)
-        )
         for trial in self.planned:
             if trial.name in self.told or (outcome := read_outcome(trial.folder)) is None:
                 continue
             self.told.add(trial.name)
-            say(f"trial {len(self.told)}/{len(self.planned)}  {trial.name}: {_summary(trial, outcome)}")
+            self._say(f"trial {len(self.told)}/{len(self.planned)}  {trial.name}: {_summary(trial, outcome)}")
             if self.bar is not None:
                 self.bar.update(self.row, completed=len(self.told))
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _summary(trial: PlannedTrial, outcome: dict[str, object]) -> str:

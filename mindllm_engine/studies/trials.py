@@ -152,7 +152,7 @@ def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def named(**settings: Any) -> str:
-    """A trial's name from its settings, in their order: `named(width=128, lr=1e-3, seed=2)` is width128_lr0.001_seed2."""
+    """A trial's name from its settings, in their order: width128_lr0.001_seed2."""
     return "_".join(f"{key}{_short(value)}" for key, value in settings.items())
 
 

@@ -1,4 +1,4 @@
-"""A process that trains trials, one after the other, until none is left: `python -m mindllm_engine.studies.worker FILE`.
+"""A process that trains trials until none is left: `python -m mindllm_engine.studies.worker FILE`.
 
 FILE is a list of trials (`write_list`). Every worker of every call, on this machine, in a Slurm array or the ranks of
 torchrun, walks through the same list: a trial is taken by locking its folder, and is finished once it has OUTCOME_FILE.
