@@ -15,9 +15,9 @@ from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
 from mindllm_engine.evaluation.export.import_hf import save_weights
 from mindllm_engine.evaluation.generation import generate
-from mindllm_engine.models import ModelConfig
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models import ModelConfig, Network
+from mindllm_engine.models.gpt_neo import GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
 from tests.corpus.conftest import make_documents
 from tests.evaluation.hard_strings import hard_strings
 
@@ -61,7 +61,7 @@ def make_config(network: str, vocab_size: int) -> ModelConfig:
 
 def make_run(
     run: Path, network: str, tokenizer: TextTokenizer, template: TemplateConfig | None = None, padding_rows: int = 0
-) -> MindLLM | GPTNeo:
+) -> Network:
     """Write a run folder of an untrained network, and give the network."""
     run.mkdir(parents=True)
     (run / "tokenizer.model").write_bytes(tokenizer.model_path.read_bytes())
@@ -78,15 +78,13 @@ def make_run(
     return model
 
 
-def logits_of(model: MindLLM | GPTNeo, tokens: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Network, tokens: torch.Tensor) -> torch.Tensor:
     cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
     with torch.inference_mode():
         return model(tokens, torch.arange(len(tokens)), cu_seqlens)
 
 
-def write_expected(
-    folder: Path, model: MindLLM | GPTNeo, run: Path, template: TemplateConfig | None, texts: int
-) -> None:
+def write_expected(folder: Path, model: Network, run: Path, template: TemplateConfig | None, texts: int) -> None:
     """expected.json and tensors.safetensors for exported_checks.py."""
     folder.mkdir()
     tokenizer = open_tokenizer(run / "tokenizer.model")
@@ -134,7 +132,7 @@ def _chat_facts(chat: ChatTemplate, pairs: Sequence[tuple[Any, str]]) -> dict[st
     }
 
 
-def _continue(model: MindLLM | GPTNeo, prompt: list[int], vocab_size: int, stop_ids: list[int]) -> list[int]:
+def _continue(model: Network, prompt: list[int], vocab_size: int, stop_ids: list[int]) -> list[int]:
     """The likeliest tokens, until one of `stop_ids`."""
     new: list[int] = []
     for token in generate(model, prompt, NEW_TOKENS, temperature=0, vocab_size=vocab_size):
