@@ -210,8 +210,8 @@ class Slice:
             return known[0] >> int(instruction.operands[2]) if instruction.operands[2].isdigit() else known[0]
         if name in ("add", "sub"):
             return known[0] + known[1]
-        if name == "mul":
-            return known[0] * known[1]
+        if name == "mul":  # the high half: a division by a constant that is no power of 2
+            return known[0] * known[1] >> (32 if ".hi." in instruction.operation else 0)
         if name in ("mad", "fma"):
             return known[0] * known[1] + known[2]
         if name == "shl":
