@@ -18,6 +18,7 @@ from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.models import ModelConfig, Network
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from tests.corpus.conftest import make_documents
 from tests.evaluation.hard_strings import hard_strings
 
@@ -56,6 +57,8 @@ def make_config(network: str, vocab_size: int) -> ModelConfig:
     sizes: dict[str, Any] = {"hidden_size": 64, "ffn_size": 96, "n_layers": 2, "n_heads": 2, "max_seq_len": 400}
     if network == "gpt_neo":
         return ModelConfig(gpt_neo=GPTNeoConfig(vocab_size=vocab_size, **sizes))
+    if network == "minicpm":
+        return ModelConfig(minicpm=MiniCPMConfig(vocab_size=vocab_size, n_kv_heads=1, **sizes))
     return ModelConfig(mindllm=MindLLMConfig(vocab_size=vocab_size, rope_base=5000.0, **sizes))
 
 
