@@ -9,11 +9,13 @@ from typing import Any
 from mindllm_engine.command_line import merge_mappings, read_yaml
 from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
+from mindllm_engine.studies.batch_size import BatchSizeConfig
 from mindllm_engine.studies.experiment import Experiment
 from mindllm_engine.studies.findings import Cost, write_findings
 from mindllm_engine.studies.memory import machine_bytes, too_large
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
+from mindllm_engine.studies.scaling import ScalingConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
 from mindllm_engine.training.setup import open_data
 
@@ -54,6 +56,10 @@ class StudyConfig:
     """A study: how its runs are made, and exactly one experiment."""
 
     study: StudySection
+    scaling: ScalingConfig | None = None
+    """The law of the loss with compute, and the largest network predicted by it."""
+    batch_size: BatchSizeConfig | None = None
+    """The optimal batch size against loss, and L(N, D)."""
 
     @property
     def experiment(self) -> Experiment:
