@@ -210,15 +210,15 @@ def test_tokenizers_are_not_mixed() -> None:
 
 
 def test_study_of_tiny_networks_runs_through(tmp_path: Path) -> None:
-    study = {"dir": str(tmp_path / "study"), "base": [str(write_runs(tmp_path))], "seeds": [1], "workers": 1}
+    study = {"dir": str(tmp_path / "study"), "base": [str(write_runs(tmp_path))], "seeds": [1], "workers": 2}
     sizes = [{"hidden_size": w, "ffn_size": 2 * w, "n_layers": 1, "n_heads": 2} for w in (8, 16, 24)]
     batch_size = {
         "sizes": sizes[1:2],
         "batches": [2, 4, 8],
-        "tokens": 4000,
-        "evaluations": 5,
+        "tokens": 3000,
+        "evaluations": 4,
         "learning_rate": {"lr": 1e-2, "width": 16, "power": 0.5},
-        "data_law": {"sizes": sizes, "tokens": [2000, 4000, 8000]},
+        "data_law": {"sizes": sizes, "tokens": [1000, 2000, 4000]},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"study": study, "batch_size": batch_size}))
     page = run_study(parse_arguments(StudyConfig, "", ["--config", str(tmp_path / "study.yaml")]))

@@ -68,7 +68,7 @@ def test_optimal_ratio_is_held_at_about_the_nominal_rate() -> None:
     held, widths = 0, []
     for _ in range(120):
         losses = loss_law(parameters, tokens, LAW) * np.exp(0.003 * rng.standard_normal(20))
-        fit = fit_law({"N": parameters, "D": tokens}, losses, "test", bootstraps=120)
+        fit = fit_law({"N": parameters, "D": tokens}, losses, "test", bootstraps=80)
         estimate = fit.estimate(lambda law: log_tokens_per_parameter(compute, law))
         held += estimate.low <= truth <= estimate.high
         widths.append(estimate.high - estimate.low)
@@ -83,7 +83,7 @@ def test_predicted_loss_is_held_at_about_the_nominal_rate() -> None:
     for _ in range(120):
         losses = power_law(compute, 2.0, 300.0, 0.16) * np.exp(0.004 * rng.standard_normal(10))
         measured = power_law(2e13, 2.0, 300.0, 0.16) * np.exp(0.004 * rng.standard_normal(2)).mean()
-        estimate = fit_law({"C": compute}, losses, "test", bootstraps=120).predict({"C": 2e13}, measured=2)
+        estimate = fit_law({"C": compute}, losses, "test", bootstraps=80).predict({"C": 2e13}, measured=2)
         held += estimate.low <= measured <= estimate.high
     assert held >= 107
 

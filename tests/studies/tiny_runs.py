@@ -1,5 +1,6 @@
 """For tests of studies that fit laws: the config of runs that take a second, and results with planted losses."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,13 @@ def planted(
         for step, (tokens, loss) in enumerate(points)
     ]
     name = "_".join(f"{key}{value}" for key, value in settings.items())
-    config = parse_mapping(RunConfig, runs(Path("nowhere")), "planted")
     text = {"tokenizer": tokenizer, "en_words": "w"}
-    return Result(name, settings, Path("nowhere") / name, config, parameters, records, text, 1.0)
+    return Result(name, settings, Path("nowhere") / name, _config(), parameters, records, text, 1.0)
+
+
+@functools.cache
+def _config() -> RunConfig:
+    return parse_mapping(RunConfig, runs(Path("nowhere")), "planted")
 
 
 def results_of(*finished: Result, left_out: tuple[LeftOut, ...] = ()) -> Results:
