@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -35,14 +35,14 @@ HOFFMANN_TOKENS_PER_PARAMETER = 20.0
 FLOPS = 6.0
 
 
-def printed_law(compute: Array, a: float, limit: float) -> Array:
+def printed_law(compute: ArrayLike, a: float, limit: float) -> Array:
     """L = a log C + L_inf with the natural logarithm, as MindLLM prints equation 1."""
-    return a * np.log(compute) + limit
+    return np.asarray(a * np.log(compute) + limit)
 
 
-def power_law(compute: Array, limit: float, coefficient: float, exponent: float) -> Array:
+def power_law(compute: ArrayLike, limit: float, coefficient: float, exponent: float) -> Array:
     """L = limit + coefficient C^-exponent."""
-    return limit + coefficient * compute**-exponent
+    return np.asarray(limit + coefficient * np.asarray(compute) ** -exponent)
 
 
 def loss_law(parameters: Array, tokens: Array, law: Array) -> Array:

@@ -201,10 +201,10 @@ def _fits_table(
         _fit_row("power law, grid of starts, log-Huber", list(fit.law), predicted.value, measured, predicted.text())
     ]
     if plain is not None:
-        value = float(power_law(np.array(target), *plain))
+        value = float(power_law(target, *plain))
         rows.append(_fit_row("power law, curve_fit from its default start", plain, value, measured))
     if printed is not None:
-        value = float(printed_law(np.array(target), *printed))
+        value = float(printed_law(target, *printed))
         rows.append(_fit_row("as printed, a log C + L_inf, curve_fit", [printed[1], printed[0]], value, measured))
     header = [
         "fit without the largest",

@@ -33,7 +33,7 @@ def size(width: int) -> NetworkSize:
 
 def config(**changes: Any) -> BatchSizeConfig:
     data_law = DataLawConfig([size(8), size(16), size(24)], tokens=[4e3, 8e3, 16e3])
-    given = {
+    given: dict[str, Any] = {
         "sizes": [size(16)],
         "batches": [2, 4, 8],
         "tokens": 4e3,
@@ -149,7 +149,7 @@ def test_level_is_passed_between_evaluations() -> None:
 
 
 def test_planted_optimum_is_found_and_edges_are_none() -> None:
-    curves = {b * SEQ_LEN: Curve(*zip(*planted_curve(b * SEQ_LEN), strict=True)) for b in BATCHES}
+    curves = {float(b * SEQ_LEN): Curve(*zip(*planted_curve(b * SEQ_LEN), strict=True)) for b in BATCHES}
     optima = [optimum_at(level, curves) for level in levels_of(curves)]
     inner = [one for one in optima if one.batch is not None]
     assert len(inner) >= 4

@@ -21,9 +21,12 @@ WIDTHS = (8, 16, 24, 32, 48)
 
 def ladder(widths: tuple[int, ...] = WIDTHS, **changes: Any) -> ScalingConfig:
     sizes = [NetworkSize(width, 2 * width, 1, 2) for width in widths]
-    return ScalingConfig(
-        **{"sizes": sizes, "tokens_per_parameter": 0.5, "learning_rate": WidthRule(4e-3, 16, 0.5)} | changes
-    )
+    given: dict[str, Any] = {
+        "sizes": sizes,
+        "tokens_per_parameter": 0.5,
+        "learning_rate": WidthRule(4e-3, 16, 0.5),
+    }
+    return ScalingConfig(**given | changes)
 
 
 def rung(width: int, seed: int, error: float = 0.0, tokenizer: str = "t") -> Result:
