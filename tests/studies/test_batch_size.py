@@ -115,6 +115,18 @@ def test_branches_leave_the_stable_run_where_they_decay(tmp_path: Path) -> None:
     assert steps == pytest.approx(125 + 0.1 * (31 + 62), abs=4)
 
 
+def test_larger_budget_trains_only_what_is_new(tmp_path: Path) -> None:
+    base = runs(tmp_path)
+    sizes = config().data_law.sizes
+    grown = config(data_law=DataLawConfig(sizes, tokens=[4e3, 8e3, 16e3, 32e3]))
+    before, after = (
+        {trial.identity for trial in plan_trials(one.trials(base, [1], None), base, tmp_path)}
+        for one in (config(), grown)
+    )
+    assert before < after
+    assert len(after - before) == 2 * len(sizes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
