@@ -1,6 +1,7 @@
 """What a study found: claims, tables, plots and numbers, written as findings.json, PNG files and one page.
 
 <study>/findings.json   everything but the pictures, as plain data
+<study>/<file>          what else an analysis makes, such as a config for a run
 <study>/<name>.png      the plots
 <study>/report.html     the page, with the plots inside
 """
@@ -63,6 +64,7 @@ class Findings:
 
     Attributes:
         numbers: what else stands in findings.json: fits with their intervals, curves, matrices; plain data.
+        files: name -> text of a file that is written beside findings.json.
         left_out, cost: `study.py` fills them in.
     """
 
@@ -71,18 +73,20 @@ class Findings:
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     cost: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write the three kinds of files and return the page. Raises DataError if they cannot be written."""
+    """Write everything and return the page. Raises DataError if it cannot be written."""
     content = {
         "title": findings.title,
         "machine": platform.processor() or platform.machine(),
         "claims": [claim.as_json() for claim in findings.claims],
         "tables": [asdict(entry) for entry in findings.tables],
         "numbers": findings.numbers,
+        "files": list(findings.files),
         "left_out": [asdict(entry) for entry in findings.left_out],
         "cost": asdict(findings.cost),
         "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
@@ -91,6 +95,8 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     write_atomically(folder / FINDINGS_FILE, orjson.dumps(content, option=options) + b"\n")
     for picture in findings.pictures:
         write_atomically(folder / f"{picture.name}.png", picture.png)
+    for name, text in findings.files.items():
+        write_atomically(folder / name, text.encode())
     page = folder / PAGE_FILE
     write_atomically(page, html_page(findings.title, study_parts(findings)).encode())
     return page
@@ -114,6 +120,7 @@ def read_findings(folder: Path) -> Findings:
                 for entry in content["pictures"]
             ],
             content["numbers"],
+            {name: (folder / name).read_text(encoding="utf-8") for name in content["files"]},
             [LeftOut(**entry) for entry in content["left_out"]],
             Cost(**content["cost"]),
         )
