@@ -32,14 +32,14 @@ def order_pictures(measured: Measured) -> list[Picture]:
                 bits = np.mean([run.languages[language] for run in of_order], axis=0)
                 part.plot(first.steps, bits, label=order, color=COLOURS[order], marker=".")
             _mark_changes(part, measured)
-            part.set(xlabel="step", ylabel="bits per byte, held out", title=language, yscale="log")
+            part.set(xlabel="step", ylabel="bits per byte, held out", title=language)
 
     def categories(*axes: Any) -> None:
         for (order, of_order), part in zip(runs.items(), axes, strict=True):
             for category in first.categories:
                 part.plot(first.steps, np.mean([run.categories[category] for run in of_order], axis=0), label=category)
             _mark_changes(part, measured)
-            part.set(xlabel="step", ylabel="bits per byte, held out", title=order, yscale="log")
+            part.set(xlabel="step", ylabel="bits per byte, held out", title=order)
 
     return [
         picture("training", f"Training loss, mean of {SMOOTHING} steps; dotted: the blocked order goes on.", training),

@@ -20,7 +20,7 @@ def source_pictures(measured: Measured, alike: NDArray[np.float64]) -> list[Pict
             for place, bits in zip(measured.places, measured.curves.mean(axis=0), strict=True):
                 if place.language == language:
                     part.plot(measured.tokens, bits, marker=".", label=place.name)
-            part.set(xlabel="tokens", ylabel="bits per byte, held out", title=language, yscale="log")
+            part.set(xlabel="tokens", ylabel="bits per byte, held out", title=language)
 
     def matrix(axes: Any) -> None:
         heat_map(axes, measured.trained.mean(axis=0).tolist(), names, names)
