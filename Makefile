@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export MINDLLM_DATA ?= ../shared/data
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo real-text stages test fuzz lint format bench bench-corpus bench-data bench-gpu bench-tuning bench-zero1 clean
+.PHONY: setup demo real-text stages studies test fuzz lint format bench bench-corpus bench-data bench-gpu bench-tuning bench-zero1 clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,6 +63,15 @@ stages-%:
 	for run in $(STAGES)/$* $(STAGES)/$*_tuned; do $(BIN)/python tools/evaluate.py --run $$run --suite configs/stages/knowledge.yaml || exit 1; done
 	for run in $(STAGES)/$* $(STAGES)/$*_sums; do $(BIN)/python tools/evaluate.py --run $$run --suite configs/stages/sums.yaml || exit 1; done
 	$(BIN)/python tools/export_hf.py --run $(STAGES)/$*_tuned --out $(STAGES)/$*_tuned/hf
+
+# The papers' experiments at toy scale, on real text (docs/studies.md): meant for 90 minutes on two cores, not yet run whole.
+STUDIES = scaling batch_size sources orders transfer wsd wind_tunnel
+INSTRUCTIONS = data/instruction_text
+studies: $(VENV)/.installed-dev
+	for lang in en zh; do test -f $(INSTRUCTIONS)/$$lang.jsonl || $(BIN)/python tools/write_instruction_text.py \
+	  --records '["'$(MINDLLM_DATA)'/instruct/alpaca_'$$lang'.jsonl.gz"]' --out $(INSTRUCTIONS)/$$lang.jsonl || exit 1; done
+	for study in $(STUDIES); do echo "$$study:"; $(BIN)/python tools/study.py --config configs/studies/$$study.yaml || exit 1; done
+	$(BIN)/python tools/report_studies.py $(addprefix runs/studies/,$(STUDIES)) --out runs/studies/report/report.html
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

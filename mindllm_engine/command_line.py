@@ -133,6 +133,12 @@ def merge_mappings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, A
     return merged
 
 
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first option, and the options."""
+    first_option = next((n for n, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return arguments[:first_option], arguments[first_option:]
+
+
 def config_to_yaml(config: Any) -> str:
     """A dataclass instance as YAML that `parse_arguments` reads back to an equal instance."""
     import yaml

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mindllm_engine.command_line import parse_arguments, run_tool
+from mindllm_engine.command_line import parse_arguments, run_tool, split_arguments
 from mindllm_engine.evaluation.heldout_table import COLUMNS, cells
 from mindllm_engine.evaluation.report import PAGE_FILE, make_report
 from mindllm_engine.evaluation.run_facts import RunFacts
@@ -38,12 +38,6 @@ def main() -> None:
     console.print(f"report      {out or folders[0] / PAGE_FILE}")
     if len(runs) == 1:
         console.print(f"loss plot   {folders[0]}/loss.png")
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The run folders that stand first, and the options after them."""
-    first_option = next((n for n, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    return arguments[:first_option], arguments[first_option:]
 
 
 def print_run(console: Console, run: RunFacts) -> None:

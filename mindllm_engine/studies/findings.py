@@ -7,7 +7,7 @@
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,29 @@ def read_findings(folder: Path) -> Findings:
         ) from error
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); run tools/study.py for this study again") from error
+
+
+def write_joint_page(studies: Mapping[str, Findings], page: Path) -> None:
+    """One page about several studies by name, all claims first; beside it a folder for each, as `write_findings` fills
+    it.
+
+    Raises:
+        DataError: there is no study, or a file cannot be written.
+    """
+    if not studies:
+        raise DataError("no study is named; give the folders of studies that have run")
+    counts: dict[str, int] = {}
+    for findings in studies.values():
+        for claim in findings.claims:
+            counts[claim.verdict] = counts.get(claim.verdict, 0) + 1
+    said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    parts = [f"<p>{sum(counts.values())} claims at this scale: {said}.</p>"]
+    parts += ["<ul>"] + [f'<li><a href="#{shown(name)}">{shown(f.title)}</a></li>' for name, f in studies.items()]
+    parts.append("</ul>")
+    for name, findings in studies.items():
+        write_findings(findings, page.parent / name)
+        parts += [f'<h2 id="{shown(name)}">{shown(findings.title)}</h2>', *study_parts(findings)]
+    write_atomically(page, html_page("The papers' experiments", parts).encode())
 
 
 def study_parts(findings: Findings) -> list[str]:

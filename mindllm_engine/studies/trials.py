@@ -113,8 +113,8 @@ def _plan(trial: Trial, base: Mapping[str, Any], folder: Path, parent: PlannedTr
         config = parse_mapping(RunConfig, mapping, f"trial {trial.name}")
         config.validate(world_size=1)
     except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if trial.name in message else f"trial {trial.name}: {message}") from error
+        where = f"trial {trial.name}: "
+        raise ConfigError(where + str(error).removeprefix(where)) from error
     identity = _identity(config, trial, parent)
     config.run.dir = str(folder / f"{trial.name}-{identity[:8]}")
     if trial.starts_from is not None and parent is not None:
