@@ -72,9 +72,8 @@ class Measured:
 
 def measure(results: Results, examples: int) -> Measured:
     """Read all runs. Raises DataError where fewer than two orders have one."""
-    finished: dict[Order, list[Result]] = {
-        order: list(results.with_settings(order=order)) for order in ORDERS if len(results.with_settings(order=order))
-    }
+    by_order = {order: results.with_settings(order=order) for order in ORDERS}
+    finished = {order: list(of_order) for order, of_order in by_order.items() if len(of_order)}
     if len(finished) < 2:
         missing = "; ".join(f"{entry.name}: {entry.reason}" for entry in results.left_out) or "none has finished"
         raise DataError(f"orders of data: only {len(finished)} of {len(ORDERS)} orders have a finished run; {missing}")
@@ -92,16 +91,12 @@ def measure(results: Results, examples: int) -> Measured:
 
 def _measure_run(result: Result, changes: list[tuple[int, str]], examples: int) -> RunMeasures:
     data = open_data(result.config)
-    heldout = [
-        (facts.name, facts)
-        for facts in data.plan.sources
-        if f"heldout_bpb/{facts.name}" in result.last and facts.name in result.text
-    ]
     categories: dict[str, list[str]] = {}
     languages: dict[str, list[str]] = {}
-    for name, facts in heldout:
-        categories.setdefault(facts.category, []).append(name)
-        languages.setdefault(facts.language, []).append(name)
+    for source in data.plan.sources:
+        if f"heldout_bpb/{source.name}" in result.last and source.name in result.text:
+            categories.setdefault(source.category, []).append(source.name)
+            languages.setdefault(source.language, []).append(source.name)
     curves = mean_curves(result.evaluations, categories)
     last = changes[-1][1] if changes else None
     earlier = sorted({category for _, category in changes if category != last and category in curves})

@@ -151,7 +151,7 @@ def _paired_claim(
         return not_decidable(statement, source, "", f"no seed has this number of both {orders[0]} and {orders[1]}")
     estimate = paired_estimate(ours, theirs)
     verdict, reason = judge_above(estimate, 0.0)
-    here = f"{orders[0]} less {orders[1]}: {estimate.text(4)} {unit}, {estimate.count} seeds"
+    here = f"{orders[0]} less {orders[1]}: {estimate.text(4)} {unit}; seeds: {estimate.count}"
     return Claim(statement, source, "", here, verdict, reason + caution)
 
 

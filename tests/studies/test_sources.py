@@ -11,6 +11,7 @@ import yaml
 from mindllm_engine.command_line import merge_mappings, parse_mapping, read_yaml
 from mindllm_engine.data.shares import SourceFacts, source_shares
 from mindllm_engine.errors import ConfigError, DataError
+from mindllm_engine.studies.findings import read_findings
 from mindllm_engine.studies.results import LeftOut, Results
 from mindllm_engine.studies.source_measures import (
     Place,
@@ -101,6 +102,7 @@ def test_the_study_s_claims_and_curves(study: Path) -> None:
 def test_the_mixture_completes_a_config_and_gives_the_shares_it_says(study: Path) -> None:
     base = read_yaml(str(study.parent / "base.yaml"))
     mixture = yaml.safe_load((study / "mixture.yaml").read_text())
+    assert read_findings(study).files == {"mixture.yaml": (study / "mixture.yaml").read_text()}
     config = parse_mapping(RunConfig, merge_mappings(base, mixture), "test")
     facts = [SourceFacts(name, name[:2], name[3:], 19800, 600, "") for name in NAMES]
     shares = source_shares(config.data.blocks[0], facts)
