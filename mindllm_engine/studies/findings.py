@@ -64,8 +64,8 @@ class Findings:
 
     Attributes:
         numbers: what else stands in findings.json: fits with their intervals, curves, matrices; plain data.
-        files: name -> text of a file that is written beside findings.json.
         left_out, cost: `study.py` fills them in.
+        files: name -> text of a file that is written beside findings.json.
     """
 
     title: str
@@ -73,9 +73,9 @@ class Findings:
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     cost: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
@@ -120,9 +120,9 @@ def read_findings(folder: Path) -> Findings:
                 for entry in content["pictures"]
             ],
             content["numbers"],
-            {name: (folder / name).read_text(encoding="utf-8") for name in content["files"]},
             [LeftOut(**entry) for entry in content["left_out"]],
             Cost(**content["cost"]),
+            {name: (folder / name).read_text(encoding="utf-8") for name in content["files"]},
         )
     except OSError as error:
         raise DataError(

@@ -107,7 +107,7 @@ class SourcesConfig:
             [_sources_table(measured, chosen, weights, ratios), _pairs_table(alike, names)],
             source_pictures(measured, alike.mean(0)),
             _plain(numbers),
-            {MIXTURE_FILE: mixture_yaml(blocks)},
+            files={MIXTURE_FILE: mixture_yaml(blocks)},
         )
 
 
