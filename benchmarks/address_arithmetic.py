@@ -208,10 +208,12 @@ class Slice:
             return known[0]
         if name == "shr":
             return known[0] >> int(instruction.operands[2]) if instruction.operands[2].isdigit() else known[0]
+        if name == "sub" and (divisor := self.divisor_of_remainder(instruction)) is not None:
+            return divisor - 1
         if name in ("add", "sub"):
             return known[0] + known[1]
-        if name == "mul":
-            return known[0] * known[1]
+        if name == "mul":  # the high half: a division by a constant that is no power of 2
+            return known[0] * known[1] >> (32 if ".hi." in instruction.operation else 0)
         if name in ("mad", "fma"):
             return known[0] * known[1] + known[2]
         if name == "shl":
@@ -221,6 +223,20 @@ class Slice:
         if name in ("min", "max", "selp"):
             return max(known)
         return None
+
+    def divisor_of_remainder(self, subtraction: Instruction) -> int | None:
+        """c where an instruction takes `n / c * c` from n, the quotient being the high half of n times a constant m:
+        exact while n (m c - 2^32) < 2^32."""
+        _, n, multiple = subtraction.operands
+        multiples = [writer for writer in self.writers[multiple] if writer.operation.startswith("mul.lo")]
+        if len(multiples) != 1 or not multiples[0].operands[2].isdigit():
+            return None
+        _, quotient, divisor = multiples[0].operands
+        quotients = [writer for writer in self.writers[quotient] if writer.operation == "mul.hi.u32"]
+        if len(quotients) != 1 or quotients[0].operands[1] != n or not quotients[0].operands[2].isdigit():
+            return None
+        largest, excess = self.bound(n), int(quotients[0].operands[2]) * int(divisor) - 2**32
+        return int(divisor) if largest is not None and excess >= 0 and largest * excess < 2**32 else None
 
     def parameter(self, operand: str) -> int | None:
         """The integer that the launch gives a parameter; what is read from memory is any 31-bit number."""

@@ -22,13 +22,15 @@ from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
 from mindllm_engine.kernels.square_norm import square_norm
+from mindllm_engine.kernels.swiglu import swiglu
 
 EPS = 1e-5
 # DeepNorm's alpha of 32 layers.
 ALPHA = 64**0.25
 HIDDEN_3B, HIDDEN_1B = 2560, 2048
 HEAD_DIM_3B, POSITIONS_3B = 128, 2048
-FFN = 8192  # of both networks
+FFN = 8192  # of both MindLLM networks
+FFN_MINICPM = 5760  # of MiniCPM-2.4B
 VOCAB_3B, VOCAB_1B = 125_700, 100_000
 SWEEP_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 # Parameters that the optimizer's cases update, a token.
@@ -156,6 +158,20 @@ def geglu_case(shape: str, ffn: int, approximate: str) -> OperatorCase:
         make=lambda tokens, device, dtype: tuple(activations(1, 2 * ffn)(tokens, device, dtype)),
         ours=lambda gate_up: geglu(gate_up, approximate),
         eager=lambda gate_up: F.gelu(gate_up[:, :ffn], approximate=approximate) * gate_up[:, ffn:],
+        forward_bytes=lambda tokens, size: 3 * tokens * ffn * size,
+        backward_bytes=lambda tokens, size: 5 * tokens * ffn * size,
+    )
+
+
+def swiglu_case(shape: str, ffn: int) -> OperatorCase:
+    """6 and 10 bytes an element of the output in bf16; gate and up in one tensor."""
+    return OperatorCase(
+        operator="swiglu",
+        shape=shape,
+        width=2 * ffn,
+        make=lambda tokens, device, dtype: tuple(activations(1, 2 * ffn)(tokens, device, dtype)),
+        ours=swiglu,
+        eager=lambda gate_up: F.silu(gate_up[:, :ffn]) * gate_up[:, ffn:],
         forward_bytes=lambda tokens, size: 3 * tokens * ffn * size,
         backward_bytes=lambda tokens, size: 5 * tokens * ffn * size,
     )
@@ -397,6 +413,7 @@ def model_cases() -> list[OperatorCase]:
         geglu_case("3B", FFN, "tanh"),
         geglu_case("3B", FFN, "none"),
         geglu_split_case("3B", FFN),
+        swiglu_case("2.4B", FFN_MINICPM),
         bias_gelu_case("1.3B", FFN),
         adamw_case("3B", torch.float32, split=False),
         adamw_case("3B, bf16 gradient", torch.bfloat16, split=False),

@@ -233,6 +233,11 @@ def liger_geglu(name: str) -> Peer:
     )(name)
 
 
+def liger_swiglu(name: str) -> Peer:
+    apply = find("liger_kernel.ops", "LigerSiLUMulFunction").apply
+    return simple(lambda gate_up: apply(*gate_up.chunk(2, dim=-1)), "LigerSiLUMulFunction")(name)
+
+
 @lru_cache(maxsize=8)
 def gathered(positions: Tensor, table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of each token (tokens, head_dim / 2): no peer takes positions."""
@@ -422,6 +427,7 @@ PEERS: dict[str, tuple[Entry, ...]] = {
         *((n, package, sum_then_layer_norm(make)) for n, package, make in LAYER_NORMS if n != "flash-attn"),
     ),
     "geglu": (("liger", "liger_kernel.ops", liger_geglu),),
+    "swiglu": (("liger", "liger_kernel.ops", liger_swiglu),),
     "geglu_split": (("liger", "liger_kernel.ops", liger_geglu),),
     "rotary": (
         ("liger", "liger_kernel.ops", liger_rotary),

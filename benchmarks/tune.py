@@ -57,7 +57,7 @@ TRIALS = (
     Trial("linear_cross_entropy_main_grad", "SMALLEST_CHUNK", (1024, 1664, 3328)),
     Trial("rotary", "THREAD_ELEMENTS", (8, 16, 64)),
     Trial("rotary", "TILE_ELEMENTS", (2048, 4096, 16384)),
-    Trial("geglu", "BLOCK", (512, 2048, 4096)),
+    Trial("geglu", "GATED_BLOCK", (512, 2048, 4096)),
     Trial("cross_entropy", "BLOCK", (8192, 16384, 65536)),
     Trial("adamw", "BLOCK", (512, 2048, 4096)),
     Trial("embedding_norm", "CHUNK", (8, 16, 64)),

@@ -12,8 +12,7 @@ from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.corpus.chat_template import ChatTemplate, Message, load_template
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.evaluation.generation import TextStream, generate
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.weights import load_model_for_inference
 
 
@@ -59,9 +58,7 @@ def main() -> None:
             chat = list(beginning)
 
 
-def answer(
-    model: MindLLM | GPTNeo, template: ChatTemplate, chat: list[Message], arguments: ChatArguments
-) -> Iterator[str]:
+def answer(model: Network, template: ChatTemplate, chat: list[Message], arguments: ChatArguments) -> Iterator[str]:
     """The answer to a chat, piece by piece as it comes. Raises ConfigError for one too long for the network."""
     stream = TextStream(template.tokenizer.decode)
     for token in generate(

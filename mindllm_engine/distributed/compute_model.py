@@ -5,6 +5,7 @@ feed-forward f, forward and backward together,
 
     MindLLM   64 h + 16 f   two residual norms 32 h, rotary 20 h, sums of gradients 12 h, GeGLU 16 f
     GPT-Neo   36 h + 10 f   two residual norms 32 h, gradients of biases 4 h, GELU 10 f
+    MiniCPM   56 h + 16 f   two residual norms 36 h, rotary 20 h (less where heads share keys), SwiGLU 16 f
 
 and outside of the layers 6 bytes a logit and some 16 h for embedding and loss. A micro-batch besides adds the gradients
 of all matrices in the layers to the main gradient, 10 bytes an element.
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 from math import prod
 
 from mindllm_engine.distributed.hardware import Hardware
+from mindllm_engine.models import Network
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
-
-Network = MindLLM | GPTNeo
-NetworkConfig = MindLLMConfig | GPTNeoConfig
+from mindllm_engine.models.gpt_neo import GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 
 # Elementwise bytes a token in bf16, by h and by f; shares of forward and backward are about a third and two.
-LAYER_BYTES: dict[type, tuple[int, int]] = {MindLLMConfig: (64, 16), GPTNeoConfig: (36, 10)}
+LAYER_BYTES: dict[type, tuple[int, int]] = {
+    MindLLMConfig: (64, 16),
+    GPTNeoConfig: (36, 10),
+    MiniCPMConfig: (56, 16),
+}
 BYTES_A_LOGIT = 6
 ENDS_BYTES = 16
 FORWARD_SHARE = 1 / 3

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mindllm_engine.distributed.backend import DistributedConfig, StateKind, StepGuard, StepResult
-from mindllm_engine.distributed.flat_parameters import trained_parameters
+from mindllm_engine.distributed.flat_parameters import learning_rate_scales, trained_parameters
 from mindllm_engine.distributed.layout import Piece, decays
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.errors import ConfigError
@@ -118,6 +118,7 @@ class DeepSpeedZero1:
     Attributes:
         updates, saves_state, overlap: as for `Backend`.
         engine: DeepSpeed's own.
+        lr_scales: of its parameter groups, what the learning rate is multiplied by.
     """
 
     def __init__(
@@ -137,14 +138,13 @@ class DeepSpeedZero1:
         names = {parameter: name for name, parameter in trained_parameters(model).items()}
         assert not any(hasattr(parameter, "main_grad") for parameter in names)
         model_dtype = next(iter(names)).dtype
-        groups = [
-            {
-                "params": [parameter for parameter in names if decays(parameter.shape) == matrices],
-                "weight_decay": optim.weight_decay if matrices else 0.0,
-            }
-            for matrices in (True, False)
-            if any(decays(parameter.shape) == matrices for parameter in names)
-        ]
+        scales = learning_rate_scales(model)
+        kinds: dict[tuple[bool, float], list[nn.Parameter]] = {}  # (matrices or vectors, scale of the learning rate)
+        for parameter, name in names.items():
+            kinds.setdefault((decays(parameter.shape), scales[name]), []).append(parameter)
+        ordered = sorted(kinds, key=lambda kind: not kind[0])
+        self.lr_scales = [scale for _, scale in ordered]
+        groups = [{"params": kinds[kind], "weight_decay": optim.weight_decay if kind[0] else 0.0} for kind in ordered]
         adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
         self.engine = start_engine(model, adamw, deepspeed_config(config, model_dtype, wire), world)
         # DeepSpeed has one optimizer for bf16 without offloading, which holds the whole fp32 gradient, and another for
@@ -190,8 +190,8 @@ class DeepSpeedZero1:
         grad_norm = totals[2].sqrt().float() * scale
         skip = guard(loss, grad_norm) | ~grad_norm.isfinite()
         self.scale_gradients(gradients, self.optim.clip(scale, grad_norm).masked_fill(skip, torch.nan))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, lr_scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
+            group["lr"] = lr * lr_scale
         for master in self.masters:  # bias correction counts skipped steps too, as Zero1's does
             self.optimizer.state[master]["step"].fill_(self.updates)
         self.engine.step()

@@ -19,6 +19,12 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def learning_rate_scales(model: nn.Module) -> dict[str, float]:
+    """What the learning rate of each trained parameter is multiplied by: what its network says, otherwise 1."""
+    scaled: dict[str, float] = getattr(model, "learning_rate_scales", dict)()
+    return {name: scaled.get(name, 1.0) for name in trained_parameters(model)}
+
+
 class FlatParameters:
     """Takes over the storage of `model`'s trained parameters and their gradients.
 

@@ -6,8 +6,9 @@ ranks, with no tensor and no process group.
 
 Matrices, which decay, come in the order in which backward finishes their gradients, so that a bucket's reduce-scatter
 can start while backward goes on. A bucket holds whole parameters up to `bucket_elements`; a parameter larger than that
-is cut across buckets of its own. Vectors, which do not decay, are small and share the last bucket: so each slice decays
-as a whole or not at all, and is one launch of AdamW.
+is cut across buckets of its own. Vectors, which do not decay, are small and share the last bucket. A network may scale
+the learning rate of some parameters (MiniCPM's matrices); those of another scale lie in other buckets, behind. So each
+slice decays as a whole or not at all and has one learning rate: it is one launch of AdamW.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class Bucket:
         names: parameters that have elements in it.
         decays: whether weight decay applies to it.
         shards: ranks that share it.
+        lr_scale: what the learning rate is multiplied by.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Bucket:
     names: tuple[str, ...]
     decays: bool
     shards: int
+    lr_scale: float = 1.0
 
     @property
     def slice_elements(self) -> int:
@@ -121,7 +124,11 @@ def decays(shape: Sequence[int]) -> bool:
 
 
 def make_layout(
-    shapes: Mapping[str, tuple[int, ...]], order: Sequence[str], shards: int, bucket_elements: int
+    shapes: Mapping[str, tuple[int, ...]],
+    order: Sequence[str],
+    shards: int,
+    bucket_elements: int,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> Layout:
     """Lay out parameters of these shapes for `shards` ranks.
 
@@ -129,6 +136,7 @@ def make_layout(
         shapes: shape of each parameter by name; a tied parameter stands once.
         order: all the names, in the order in which backward finishes their gradients.
         bucket_elements: what a bucket holds at most, up to alignment, where the vectors together are not more.
+        lr_scales: what the learning rate of a parameter is multiplied by, where that is not 1.
 
     Raises ValueError where `order` does not name each parameter once.
     """
@@ -138,32 +146,35 @@ def make_layout(
     limit = max(unit, bucket_elements // unit * unit)
     slots: list[Slot] = []
     buckets: list[Bucket] = []
-    for matrices in (True, False):
+    kinds: dict[tuple[bool, float], list[str]] = {}  # (matrices or vectors, scale) -> names, in order
+    for name in order:
+        kinds.setdefault((decays(shapes[name]), (lr_scales or {}).get(name, 1.0)), []).append(name)
+    for matrices, lr_scale in sorted(kinds, key=lambda kind: not kind[0]):  # stable: scales as they first come
         group: list[Slot] = []  # parameters of the bucket under way, which begins where the last one ended
-        for name in order:
-            if decays(shapes[name]) != matrices:
-                continue
+        for name in kinds[matrices, lr_scale]:
             first = buckets[-1].stop if buckets else 0
             start = aligned(group[-1].stop, ALIGNMENT) if group else first
             if group and matrices and start + prod(shapes[name]) > first + limit:
-                buckets += cut(group, first, len(buckets), matrices, unit, limit, shards)
+                buckets += cut(group, first, len(buckets), matrices, unit, limit, shards, lr_scale)
                 group, start = [], buckets[-1].stop
             group.append(Slot(name, shapes[name], start))
             slots.append(group[-1])
         if group:
             first = buckets[-1].stop if buckets else 0
-            buckets += cut(group, first, len(buckets), matrices, unit, limit if matrices else 0, shards)
+            buckets += cut(group, first, len(buckets), matrices, unit, limit if matrices else 0, shards, lr_scale)
     return Layout(tuple(slots), tuple(buckets), shards)
 
 
-def cut(group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int) -> list[Bucket]:
+def cut(
+    group: list[Slot], first: int, index: int, matrices: bool, unit: int, limit: int, shards: int, lr_scale: float
+) -> list[Bucket]:
     """The buckets of neighbouring parameters: one; or several where a single parameter exceeds `limit` (0: none)."""
     stop = first + aligned(group[-1].stop - first, unit)
     step = limit or stop - first
     borders = [*range(first, stop, step), stop]
     names = tuple(slot.name for slot in group)
     return [
-        Bucket(index + number, start, end, names, matrices, shards)
+        Bucket(index + number, start, end, names, matrices, shards, lr_scale)
         for number, (start, end) in enumerate(pairwise(borders))
     ]
 

@@ -14,9 +14,10 @@ leaves out what no tensor holds: the context of CUDA and NCCL's buffers, a few G
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindllm_engine.distributed.compute_model import NetworkConfig, module_of
+from mindllm_engine.distributed.compute_model import module_of
 from mindllm_engine.distributed.layout import Bucket, Layout
 from mindllm_engine.distributed.zero1 import MAX_IN_FLIGHT
+from mindllm_engine.models import NetworkConfig
 from mindllm_engine.models.activation_memory import ActivationCheckpointing, activation_bytes
 
 # Of m, v and the master weights, or of m, v and the master's extra bits.

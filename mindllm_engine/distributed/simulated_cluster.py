@@ -20,8 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mindllm_engine.distributed.backend import DistributedConfig, is_not_finite
 from mindllm_engine.distributed.compute_model import (
     MicroBatchSeconds,
-    Network,
-    NetworkConfig,
     micro_batch_seconds,
     update_seconds,
 )
@@ -36,6 +34,7 @@ from mindllm_engine.distributed.step_timeline import BucketSeconds, StepSeconds,
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.backend import kernels_on_meta
+from mindllm_engine.models import Network, NetworkConfig
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
 from mindllm_engine.optim.optimizer import OptimConfig
 

@@ -15,7 +15,7 @@ from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.backend import DistributedConfig, StateKind, StepGuard, StepResult
 from mindllm_engine.distributed.collectives import Reduction, begin_all_gather, make_shard_groups
 from mindllm_engine.distributed.execution_order import ExecutionOrder
-from mindllm_engine.distributed.flat_parameters import FlatParameters, trained_parameters
+from mindllm_engine.distributed.flat_parameters import FlatParameters, learning_rate_scales, trained_parameters
 from mindllm_engine.distributed.layout import Bucket, Piece, decays, make_layout
 from mindllm_engine.distributed.process_group import World, all_reduce_sum
 from mindllm_engine.optim.optimizer import OptimConfig, ParameterSlice
@@ -56,14 +56,16 @@ class Zero1:
         self.wire = wire
         self.groups = make_shard_groups(world, config.shard_group)
         shapes = {name: tuple(parameter.shape) for name, parameter in trained_parameters(model).items()}
-        self.layout = make_layout(shapes, order.gradients, self.groups.shards, config.bucket_elements)
+        self.layout = make_layout(
+            shapes, order.gradients, self.groups.shards, config.bucket_elements, learning_rate_scales(model)
+        )
         self.flat = FlatParameters(model, self.layout, self.finished)
         if dist.is_initialized():
             dist.broadcast(self.flat.params, src=0)
         self.slices = [bucket.slice_of(self.groups.shard) for bucket in self.layout.buckets]
         self.optimizer = optim.build(
             [
-                ParameterSlice(self.flat.params[part], self.flat.grads[part], bucket.decays)
+                ParameterSlice(self.flat.params[part], self.flat.grads[part], bucket.decays, bucket.lr_scale)
                 for part, bucket in zip(self.slices, self.layout.buckets, strict=True)
             ]
         )

@@ -13,9 +13,8 @@ from torch import Tensor
 from mindllm_engine.evaluation.generation import sample_token
 from mindllm_engine.evaluation.token_tree import Node, Tokens, build_tree
 from mindllm_engine.evaluation.tree_forward import PACK_TOKENS, run_tree
+from mindllm_engine.models import Network
 from mindllm_engine.models.batch_cache import BatchCache
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.models.tree_cache import Path
 
 
@@ -29,7 +28,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate_batch(
-    model: MindLLM | GPTNeo,
+    model: Network,
     prompts: Sequence[Tokens],
     max_new_tokens: int,
     vocab_size: int,
@@ -69,7 +68,7 @@ def generate_batch(
         logits = model(tokens, cache.lengths().clone(), offsets, cache=cache)
 
 
-def _prefill(model: MindLLM | GPTNeo, prompts: Sequence[Tokens]) -> tuple[Tensor, list[Path]]:
+def _prefill(model: Network, prompts: Sequence[Tokens]) -> tuple[Tensor, list[Path]]:
     """Of each prompt the logits (vocab,) after it, stacked, and its keys and values."""
     roots, ends = build_tree(prompts)
     last: dict[Node, tuple[Tensor, Path]] = {}

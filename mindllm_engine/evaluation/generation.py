@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 
 
 def generate(
-    model: MindLLM | GPTNeo,
+    model: Network,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -56,7 +55,7 @@ def generate(
 
 
 def _generate(
-    model: MindLLM | GPTNeo,
+    model: Network,
     text: list[int],
     count: int,
     temperature: float,

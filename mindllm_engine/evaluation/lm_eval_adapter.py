@@ -28,8 +28,7 @@ from mindllm_engine.evaluation.prefix_scoring import Score, Scored, score
 from mindllm_engine.evaluation.readings import CandidateScores
 from mindllm_engine.evaluation.token_tree import Tokens
 from mindllm_engine.evaluation.tree_forward import PACK_TOKENS
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 
 # New tokens where a task does not say how many: the harness's own number.
 MAX_NEW_TOKENS = 256
@@ -83,7 +82,7 @@ class EngineLM(TemplateLM):
 
     def __init__(
         self,
-        model: MindLLM | GPTNeo,
+        model: Network,
         tokenizer: TextTokenizer,
         world: World,
         add_bos_token: bool = True,
@@ -365,7 +364,7 @@ class EngineLM(TemplateLM):
         return [answer for answers, _ in gathered for answer in answers]
 
 
-def check_tokenizer(model: MindLLM | GPTNeo, tokenizer: TextTokenizer) -> None:
+def check_tokenizer(model: Network, tokenizer: TextTokenizer) -> None:
     """Raises DataError where the tokenizer gives ids that the network does not have."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mindllm_engine.evaluation.token_tree import Node, Tokens, build_tree
 from mindllm_engine.evaluation.tree_forward import PACK_TOKENS, run_tree
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.models.tree_cache import Path
 
 # Logits held at once, in elements: 256 MB in fp32.
@@ -46,7 +45,7 @@ class Score(NamedTuple):
 
 @torch.inference_mode()
 def score(
-    model: MindLLM | GPTNeo,
+    model: Network,
     sequences: Sequence[Scored],
     pack_tokens: int = PACK_TOKENS,
     progress: Callable[[int], None] = lambda sequences: None,
@@ -108,7 +107,7 @@ def _collect(sequence: Scored, end: Node, wanted: dict[Node, _Wanted]) -> Score:
     return Score(np.array([each[0] for each in found], np.float32), np.array([each[1] for each in found], np.bool_))
 
 
-def _predict(model: MindLLM | GPTNeo, pack: list[Node], hidden: Tensor, wanted: dict[Node, _Wanted]) -> None:
+def _predict(model: Network, pack: list[Node], hidden: Tensor, wanted: dict[Node, _Wanted]) -> None:
     """Fill in what is wanted at the nodes of a pack, from its (tokens, hidden) states."""
     asked, start = [], 0
     for node in pack:

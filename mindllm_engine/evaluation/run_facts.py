@@ -12,8 +12,7 @@ from mindllm_engine.errors import DataError, MindLLMError
 from mindllm_engine.evaluation.generation import generate
 from mindllm_engine.evaluation.heldout_table import ReportRow, make_rows
 from mindllm_engine.evaluation.report_scores import read_evaluations
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.environment import Environment, read_environments
 from mindllm_engine.training.metrics import read_metrics
@@ -139,7 +138,7 @@ def speed_of(records: list[dict[str, Any]]) -> Speed:
     return Speed(median("tokens_per_second"), median("mfu"), max((r.get("memory") or 0 for r in steps), default=None))
 
 
-def continue_prompts(folder: Path, model: MindLLM | GPTNeo, prompts: list[str], seed: int) -> dict[str, str]:
+def continue_prompts(folder: Path, model: Network, prompts: list[str], seed: int) -> dict[str, str]:
     """What the network says after each prompt, or, once tuned, answers to it. Nothing without a tokenizer."""
     if not (folder / TOKENIZER_FILE).exists():
         return {}
@@ -147,7 +146,7 @@ def continue_prompts(folder: Path, model: MindLLM | GPTNeo, prompts: list[str], 
     return {prompt: tokenizer.decode(continuation(folder, model, tokenizer, prompt, seed)) for prompt in prompts}
 
 
-def continuation(folder: Path, model: MindLLM | GPTNeo, tokenizer: TextTokenizer, prompt: str, seed: int) -> list[int]:
+def continuation(folder: Path, model: Network, tokenizer: TextTokenizer, prompt: str, seed: int) -> list[int]:
     """The ids after a prompt, without the one that ends them."""
     ids, stop_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)], {tokenizer.eos_id}
     if (folder / TEMPLATE_FILE).exists():

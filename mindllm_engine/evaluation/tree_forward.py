@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.evaluation.token_tree import Node
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.models.tree_cache import Path, Segment, TreeCache
 
 # Tokens in a forward.
@@ -23,9 +22,7 @@ PACK_TOKENS = 8192
 Visit = Callable[[list[Node], Tensor, dict[Node, Path]], None]
 
 
-def run_tree(
-    model: MindLLM | GPTNeo, roots: Sequence[Node], pack_tokens: int, visit: Visit, keep_leaves: bool = False
-) -> None:
+def run_tree(model: Network, roots: Sequence[Node], pack_tokens: int, visit: Visit, keep_leaves: bool = False) -> None:
     """Run all nodes, from the roots down.
 
     Args:
@@ -36,7 +33,7 @@ def run_tree(
 
 
 def _run(
-    model: MindLLM | GPTNeo,
+    model: Network,
     nodes: Sequence[Node],
     above: dict[Node | None, Path],
     pack_tokens: int,
@@ -60,7 +57,7 @@ def _run(
             _run(model, children, below, pack_tokens, visit, keep_leaves)
 
 
-def _hidden_states(model: MindLLM | GPTNeo, pack: list[Node], lengths: list[int], cache: TreeCache) -> Tensor:
+def _hidden_states(model: Network, pack: list[Node], lengths: list[int], cache: TreeCache) -> Tensor:
     """(tokens of the pack, hidden)"""
     device = model.embedding.device
     tokens = torch.from_numpy(np.concatenate([node.tokens for node in pack]).astype(np.int64)).to(device)

@@ -51,14 +51,16 @@ def reference_attention(
     return out[: offsets[-1]]
 
 
-def kept_elements(lengths: Sequence[int], heads: int, head_dim: int, left: int) -> int:
+def kept_elements(lengths: Sequence[int], heads: int, kv_heads: int, head_dim: int, left: int) -> int:
     """Elements that `reference_attention` keeps for the backward of packed sequences of these lengths without a cache:
-    q, k, v, the output and the probabilities."""
+    q, k, v, the output and the probabilities; q, k and v come out of one projection."""
     offsets = [0, *accumulate(lengths)]
     blocks = list(_query_blocks(offsets, offsets, left, ROW_STEP))
     rows = max([offsets[-1], *(block.queries.stop for block in blocks)])
     squares = sum((block.queries.stop - block.queries.start) * (block.keys.stop - block.keys.start) for block in blocks)
-    return heads * (4 * rows * head_dim + squares)
+    # Repeated keys and values are copies; unless q is one too, it holds the projection's own keys and values.
+    beside = 2 * kv_heads * rows * head_dim if kv_heads != heads and rows == offsets[-1] else 0
+    return heads * (4 * rows * head_dim + squares) + beside
 
 
 class _Block(NamedTuple):

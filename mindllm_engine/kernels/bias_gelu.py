@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mindllm_engine.kernels.activations import activate, activate_and_derivative, refuse_second_backward, take_over
 from mindllm_engine.kernels.backend import use_triton
-from mindllm_engine.kernels.gelu import gelu, gelu_and_derivative, refuse_second_backward, take_over
 from mindllm_engine.kernels.launch import Program, cdiv, next_power_of_2
 from mindllm_engine.kernels.operator import Operator, differentiable
 from mindllm_engine.kernels.reference import statistics_dtype
@@ -174,7 +174,7 @@ def _bias_gelu_forward_kernel(
     inside = (row < rows) & (columns < WIDTH)
     bias = tl.load(bias_ptr + columns, mask=columns < WIDTH, other=0.0).to(WIDE)
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(WIDE)
-    tl.store(y_ptr + row * WIDTH + columns, gelu(x + bias, True).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * WIDTH + columns, activate(x + bias, "tanh").to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -204,7 +204,7 @@ def _bias_gelu_backward_kernel(
         inside = (row < rows) & existing[None, :]
         x = tl.load(x_ptr + row * x_stride + columns[None, :], mask=inside, other=0.0).to(WIDE)
         grad = tl.load(grad_y_ptr + row * grad_y_stride + columns[None, :], mask=inside, other=0.0).to(WIDE)
-        _, derivative = gelu_and_derivative(x + bias[None, :], True)
+        _, derivative = activate_and_derivative(x + bias[None, :], "tanh")
         grad *= derivative
         tl.store(grad_x_ptr + row * grad_x_stride + columns[None, :], grad.to(x_ptr.dtype.element_ty), mask=inside)
         total += tl.sum(grad, axis=0)

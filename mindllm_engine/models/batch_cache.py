@@ -23,9 +23,9 @@ class BatchCache(AttentionCache):
     def __init__(self, paths: Sequence[Path], n_layers: int, room: int) -> None:
         lengths = [sum(map(len, path)) for path in paths]
         keys, _ = paths[0][0].kept(0)
-        heads, _, head_dim = keys.shape
-        # (n_layers, key or value, sequences, heads, tokens, head_dim)
-        self._store = keys.new_zeros(n_layers, 2, len(paths), heads, max(lengths) + room, head_dim)
+        kv_heads, _, head_dim = keys.shape
+        # (n_layers, key or value, sequences, kv_heads, tokens, head_dim)
+        self._store = keys.new_zeros(n_layers, 2, len(paths), kv_heads, max(lengths) + room, head_dim)
         for number, path in enumerate(paths):
             start = 0
             for segment in path:
@@ -46,20 +46,21 @@ class BatchCache(AttentionCache):
         window: tuple[int, int] = (-1, 0),
         scale: float | None = None,
     ) -> Tensor:
-        """q, k, v are (sequences, heads, head_dim): one token of each."""
+        """q is (sequences, heads, head_dim), k and v (sequences, kv_heads, head_dim): one token of each."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        keys, values = self._store[layer, :, :, :, : self._longest + 1]  # (sequences, heads, tokens, head_dim)
+        keys, values = self._store[layer, :, :, :, : self._longest + 1]  # (sequences, kv_heads, tokens, head_dim)
         numbers = torch.arange(q.shape[0], device=q.device)
         keys[numbers, :, self._lengths] = k
         values[numbers, :, self._lengths] = v
         dtype = statistics_dtype(q.dtype)
-        scores = (q[:, :, None].to(dtype) * scale) @ keys.to(dtype).mT  # (sequences, heads, 1, tokens)
+        # (sequences, kv_heads, heads of queries that share keys, tokens)
+        scores = (q.unflatten(1, (k.shape[1], -1)).to(dtype) * scale) @ keys.to(dtype).mT
         place, own = torch.arange(keys.shape[2], device=q.device), self._lengths[:, None]
         hidden = place > own
         if window[0] >= 0:
             hidden = hidden | (place < own - window[0])
         scores.masked_fill_(hidden[:, None, None], -math.inf)
-        return (torch.softmax(scores, dim=-1).to(v.dtype) @ values)[:, :, 0]
+        return (torch.softmax(scores, dim=-1).to(v.dtype) @ values).flatten(1, 2)
 
     def advance(self, tokens: int) -> None:
         """Each sequence has grown by one token."""

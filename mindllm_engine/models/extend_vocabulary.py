@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models import Network
 from mindllm_engine.models.initialization import normal_
-from mindllm_engine.models.mindllm import MindLLM
 
 
-def extend_vocabulary(model: MindLLM | GPTNeo, new_vocab_size: int, seed: int) -> None:
+def extend_vocabulary(model: Network, new_vocab_size: int, seed: int) -> None:
     """Grow the tied embedding of `model` in place from (V, D) to (new_vocab_size, D).
 
     Rows of old tokens stay bit for bit, and so do their logits, but for the order in which a wider GEMM adds. A new row

@@ -30,7 +30,8 @@ class AttentionCache(ABC):
     ) -> Tensor:
         """`kernels.attention.attention` with the keys and values that this cache holds before each sequence's own.
 
-        q, k, v are (tokens, heads, head_dim) of the forward's tokens, and so is the result. `layer` counts from 0.
+        q is (tokens, heads, head_dim) of the forward's tokens, and so is the result; k and v are (tokens, kv_heads,
+        head_dim). `layer` counts from 0.
         """
 
     @abstractmethod
@@ -42,10 +43,10 @@ class KVCache(AttentionCache):
     """Preallocated keys and values for a batch of one: the prompt first, then a token at a time."""
 
     def __init__(
-        self, n_layers: int, max_seq_len: int, n_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self, n_layers: int, max_seq_len: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        # (n_layers, key or value, max_seq_len, n_heads, head_dim)
-        self._store = torch.empty(n_layers, 2, max_seq_len, n_heads, head_dim, device=device, dtype=dtype)
+        # (n_layers, key or value, max_seq_len, kv_heads, head_dim)
+        self._store = torch.empty(n_layers, 2, max_seq_len, kv_heads, head_dim, device=device, dtype=dtype)
         self._cu_seqlens_k: Tensor | None = None  # of the forward under way
         self.length = 0
 
@@ -69,7 +70,7 @@ class KVCache(AttentionCache):
         return attention(q, keys, values, cu_seqlens, cu_seqlens_k=self._cu_seqlens_k, window=window, scale=scale)
 
     def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (tokens, n_heads, head_dim) after what `layer` holds; returns its keys and values with them.
+        """Store (tokens, kv_heads, head_dim) after what `layer` holds; returns its keys and values with them.
 
         Raises ValueError when the sequence outgrows the cache.
         """

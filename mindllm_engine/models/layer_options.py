@@ -14,20 +14,20 @@ import torch
 
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.kernels.attention import end_graphs_before_attention
+from mindllm_engine.models import Network
 from mindllm_engine.models.activation_checkpointing import Forward, checkpointed
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
-from mindllm_engine.models.gpt_neo import GPTNeo
 from mindllm_engine.models.kv_cache import AttentionCache
-from mindllm_engine.models.mindllm import MindLLM
 
 
-def apply_layer_options(model: MindLLM | GPTNeo, checkpointing: ActivationCheckpointing, compiled: bool) -> None:
+def apply_layer_options(model: Network, checkpointing: ActivationCheckpointing, compiled: bool) -> None:
     """Let the layers of `model` train with these options from now on, in the place of earlier ones.
 
     Forwards without gradients (evaluation), or with a KV cache, stay as they are without options.
 
     A compiled layer is two graphs with attention between them. MindLLM's layers share both; GPT-Neo's have one more,
-    for its local layers. Another number of tokens in a micro-batch compiles them once more, other documents do not.
+    for its local layers, and so have MiniCPM's, for the first. Another number of tokens in a micro-batch compiles them
+    once more, other documents do not.
     """
     if compiled:
         end_graphs_before_attention()

@@ -43,12 +43,17 @@ class AdaptableLayer(nn.Module):
     """A layer whose linear maps take low-rank additions.
 
     Attributes:
-        linear_parts: its matrices by attribute, and the parts of equal size that each packs.
+        linear_parts: its matrices by attribute, and how many parts each packs.
         lora_scale: what additions are multiplied by; None where there are none.
     """
 
     linear_parts: ClassVar[dict[str, int]]
     lora_scale: float | None = None
+
+    def part_rows(self, name: str) -> list[int]:
+        """Rows of each part of a matrix; of equal size unless a layer says otherwise."""
+        parts = self.linear_parts[name]
+        return [len(getattr(self, name)) // parts] * parts
 
     def linear(self, name: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(T, in) to (T, out) by the matrix of this name and what is added to it."""
@@ -57,9 +62,12 @@ class AdaptableLayer(nn.Module):
             return y
         a, b = getattr(self, name + LORA_A), getattr(self, name + LORA_B)
         narrow = F.linear(x, a)  # (T, parts * rank)
-        parts = self.linear_parts[name]
+        parts, rows = self.linear_parts[name], self.part_rows(name)
         if parts == 1:
             return y.addmm_(narrow, b.t(), alpha=self.lora_scale)
+        if len(set(rows)) > 1:
+            pairs = zip(narrow.chunk(parts, dim=-1), b.split(rows), strict=True)
+            return y.add(torch.cat([F.linear(*pair) for pair in pairs], dim=-1), alpha=self.lora_scale)
         by_part = narrow.view(len(x), parts, -1).transpose(0, 1)  # (parts, T, rank)
         added = torch.bmm(by_part, b.view(parts, -1, b.shape[1]).transpose(1, 2))  # (parts, T, out / parts)
         return y.view(len(x), parts, -1).add(added.transpose(0, 1), alpha=self.lora_scale).view_as(y)
@@ -81,7 +89,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
         for name, parts in layer.linear_parts.items():
             weight = getattr(layer, name)
             rows, columns = weight.shape
-            full = min(rows // parts, columns)
+            full = min(*layer.part_rows(name), columns)
             if config.rank > full:
                 raise ConfigError(f"tuning.lora.rank: {config.rank} is more than the full rank of {name}, {full}")
             bound = 1 / math.sqrt(columns)
@@ -113,10 +121,9 @@ def lora_products(layer: AdaptableLayer) -> dict[str, Tensor]:
 
 
 def lora_parts(layer: AdaptableLayer, name: str) -> list[tuple[Tensor, Tensor]]:
-    """A (rank, in) and B (out / parts, rank) of each part of a matrix."""
-    parts = layer.linear_parts[name]
+    """A (rank, in) and B (rows of the part, rank) of each part of a matrix."""
     a, b = getattr(layer, name + LORA_A).detach(), getattr(layer, name + LORA_B).detach()
-    return list(zip(a.chunk(parts), b.chunk(parts), strict=True))
+    return list(zip(a.chunk(layer.linear_parts[name]), b.split(layer.part_rows(name)), strict=True))
 
 
 def adaptable_layers(model: nn.Module) -> list[AdaptableLayer]:

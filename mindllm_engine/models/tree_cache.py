@@ -42,7 +42,7 @@ class Segment:
         return length
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (heads, tokens, head_dim)."""
+        """Keys and values, each (kv_heads, tokens, head_dim)."""
         k, v = self.cache.kept[layer]
         return k[:, self.rows], v[:, self.rows]
 
@@ -59,7 +59,7 @@ class TreeCache(AttentionCache):
         keep: whether the keys and values of this pack will be continued in turn.
 
     Attributes:
-        kept: of each layer, keys and values (heads, tokens, head_dim).
+        kept: of each layer, keys and values (kv_heads, tokens, head_dim).
     """
 
     def __init__(self, lengths: Sequence[int], paths: Sequence[Path], keep: bool) -> None:
@@ -156,8 +156,8 @@ def _crop(segments: list[tuple[Tensor, Tensor]], first_position: int, left: int)
 def _attend_block(
     block: _Block, q: Tensor, k: Tensor, v: Tensor, before: list[tuple[Tensor, Tensor]], left: int
 ) -> Tensor:
-    """(heads, rows of the block, head_dim) from the scaled queries, keys and values (heads, tokens, head_dim) of the
-    pack, and the keys and values of the path."""
+    """(heads, rows of the block, head_dim) from the scaled queries (heads, tokens, head_dim), the keys and values
+    (kv_heads, tokens, head_dim) of the pack, and those of the path."""
     first, rows = block.rows.start, block.rows
     score_dtype = statistics_dtype(q.dtype)
     # Of each part: its own keys, which begin where its first query's window does.
@@ -172,12 +172,12 @@ def _attend_block(
     q_block = q[:, rows].to(score_dtype)
     column = 0
     for keys, _ in before:
-        torch.bmm(q_block, keys.to(score_dtype).mT, out=scores[:, :, column : column + keys.shape[1]])
+        _multiply(q_block, keys.to(score_dtype).mT, out=scores[:, :, column : column + keys.shape[1]])
         column += keys.shape[1]
     for part, keys_of_part in zip(block.parts, own, strict=True):
         part_rows = slice(part.rows.start - first, part.rows.stop - first)
         count, own_keys = part.rows.stop - part.rows.start, keys_of_part.stop - keys_of_part.start
-        own_scores = torch.bmm(q_block[:, part_rows], k[:, keys_of_part].to(score_dtype).mT)
+        own_scores = _multiply(q_block[:, part_rows], k[:, keys_of_part].to(score_dtype).mT)
         own_scores += _own_mask(count, own_keys, left, score_dtype, q.device)
         scores[:, part_rows, shared : shared + own_keys] = own_scores
         if left >= 0 and shared:
@@ -191,13 +191,22 @@ def _attend_block(
     out = torch.zeros(q.shape[0], rows.stop - first, v.shape[2], dtype=v.dtype, device=v.device)
     column = 0
     for _, values in before:
-        out += torch.bmm(probabilities[:, :, column : column + values.shape[1]], values)
+        out += _multiply(probabilities[:, :, column : column + values.shape[1]], values)
         column += values.shape[1]
     for part, keys_of_part in zip(block.parts, own, strict=True):
         part_rows = slice(part.rows.start - first, part.rows.stop - first)
         own_keys = keys_of_part.stop - keys_of_part.start
-        out[:, part_rows] += torch.bmm(probabilities[:, part_rows, shared : shared + own_keys], v[:, keys_of_part])
+        out[:, part_rows] += _multiply(probabilities[:, part_rows, shared : shared + own_keys], v[:, keys_of_part])
     return out
+
+
+def _multiply(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """`x @ y`, (heads, rows, columns), of x (heads, rows, n) and y (kv_heads, n, columns): the rows of heads that share
+    keys go into one product."""
+    if x.shape[0] == y.shape[0]:
+        return torch.bmm(x, y, out=out)
+    product = torch.bmm(x.reshape(y.shape[0], -1, x.shape[2]), y).view(*x.shape[:2], -1)
+    return product if out is None else out.copy_(product)
 
 
 @lru_cache(maxsize=256)

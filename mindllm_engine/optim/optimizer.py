@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -23,11 +23,13 @@ class ParameterSlice:
         params: (n,) in the model's dtype.
         grads: (n,) fp32.
         decays: whether weight decay applies to it.
+        lr_scale: what the learning rate is multiplied by.
     """
 
     params: Tensor
     grads: Tensor
     decays: bool
+    lr_scale: float = 1.0
 
 
 @dataclass
@@ -41,7 +43,8 @@ class OptimConfig:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices, a step, times the learning rate."""
+    """Decoupled decay of matrices, a step, times the learning rate: that of the parameter, which its network may scale
+    (MiniCPM)."""
     clip_grad_norm: float = 1.0
     """Gradients are scaled so that their global L2 norm is at most this; 0 turns clipping off."""
     master: Literal["fp32", "bf16_and_bits"] = "fp32"
@@ -94,7 +97,7 @@ class AdamW:
         if config.offload:
             self.transfer = HostTransfer([part.params for part in slices], [part.grads for part in slices])
             slices = [
-                ParameterSlice(params, grads, part.decays)
+                replace(part, params=params, grads=grads)
                 for params, grads, part in zip(self.transfer.params, self.transfer.grads, slices, strict=True)
             ]
         self.slices = slices
@@ -118,7 +121,7 @@ class AdamW:
         """Update one slice from its gradient, as step number `updates`. Waits for the device only with `offload`.
 
         Args:
-            lr: learning rate of this step.
+            lr: learning rate of this step, before the slice's own scale.
             grad_scale: () fp32 tensor; the gradient is multiplied by it.
         """
         if self.transfer is not None:
@@ -130,7 +133,7 @@ class AdamW:
             part.grads,
             self.m[index],
             self.v[index],
-            lr=lr,
+            lr=lr * part.lr_scale,
             betas=self.config.betas,
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,

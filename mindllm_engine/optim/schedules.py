@@ -1,8 +1,10 @@
 """Learning-rate schedules as pure functions of the step: nothing to save, nothing to restore.
 
 Steps count from 0; step s uses `learning_rate(config, peak, s, total)`. Sources: linear warm-up and decay, MindLLM
-section 3 (arXiv 2310.15777); WSD (warm-up, stable, decay), MiniCPM section 4 (arXiv 2404.06395), whose decay over about
-10 % of the steps is exponential in the paper's figure and linear here by default of the field.
+section 3 (arXiv 2310.15777); WSD (warm-up, stable, decay), MiniCPM section 4 (arXiv 2404.06395). Its decay over about
+10 % of the steps is linear here by default of the field, and exponential in the paper (section 6.2): 0.5^((s - S) / T)
+from step S on. The paper's T is a half-life; here it follows from where the decay ends, its steps over
+log2(peak / min_lr).
 """
 
 import math
@@ -23,7 +25,9 @@ class ScheduleConfig:
     min_lr: float = 0.0
     """Learning rate at the end of a linear, cosine or wsd schedule."""
     decay_fraction: float = 0.1
-    """Share of all steps that wsd spends decaying linearly at the end."""
+    """Share of all steps that wsd spends decaying at the end."""
+    decay_shape: Literal["linear", "exponential"] = "linear"
+    """How wsd decays: by equal steps, or by equal factors, which needs a `min_lr` above 0."""
 
     def validate(self, peak: float) -> None:
         """Raises `ConfigError` naming the first impossible value. A run shorter than its warm-up is allowed."""
@@ -33,6 +37,10 @@ class ScheduleConfig:
             raise ConfigError(f"optim.schedule.min_lr: {self.min_lr} must lie between 0 and optim.lr = {peak}")
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(f"optim.schedule.decay_fraction: {self.decay_fraction} must lie in (0, 1]")
+        if self.decay_shape == "exponential" and (self.kind != "wsd" or self.min_lr == 0):
+            raise ConfigError(
+                "optim.schedule.decay_shape: exponential needs optim.schedule.kind wsd and a min_lr above 0"
+            )
 
 
 def learning_rate(config: ScheduleConfig, peak: float, step: int, total_steps: int) -> float:
@@ -47,6 +55,8 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, total_steps: i
         decay_start = config.warmup_steps
     # The last step (total_steps - 1) lands on min_lr; the first after decay_start is the first below the peak.
     progress = min(1.0, max(0.0, (step - decay_start + 1) / max(1, total_steps - decay_start)))
+    if config.kind == "wsd" and config.decay_shape == "exponential":
+        return peak * (config.min_lr / peak) ** progress
     if config.kind == "cosine":
         progress = 0.5 * (1 - math.cos(math.pi * progress))
     return peak + (config.min_lr - peak) * progress

@@ -6,8 +6,7 @@ from torch import Tensor
 from mindllm_engine.data.loader import Batch
 from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.process_group import all_reduce_sum
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.stage import Losses, Stage
 
 
@@ -44,7 +43,7 @@ class SourceLosses:
 
 @torch.no_grad()
 def heldout_losses(
-    stage: Stage, model: MindLLM | GPTNeo, batches: list[Batch], sources: int, device: torch.device
+    stage: Stage, model: Network, batches: list[Batch], sources: int, device: torch.device
 ) -> SourceLosses:
     """The losses of this rank's `batches`."""
     model.eval()

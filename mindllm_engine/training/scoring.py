@@ -14,15 +14,14 @@ from torch import Tensor
 
 from mindllm_engine.data.loader import IGNORED
 from mindllm_engine.kernels.attention import remember_offsets
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 
 # Tokens in a forward. More do not fill a GPU better, and take memory.
 PACK_TOKENS = 32768
 
 
 def token_losses(
-    model: MindLLM | GPTNeo, sequences: Sequence[npt.NDArray[np.integer]], pack_tokens: int = PACK_TOKENS
+    model: Network, sequences: Sequence[npt.NDArray[np.integer]], pack_tokens: int = PACK_TOKENS
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """(number of the sequence, losses (len - 1,) in nats of its tokens but the first), the longest sequences first.
 
@@ -56,7 +55,7 @@ def packs_of(lengths: list[int], pack_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _losses(model: MindLLM | GPTNeo, sequences: list[npt.NDArray[np.integer]]) -> Tensor:
+def _losses(model: Network, sequences: list[npt.NDArray[np.integer]]) -> Tensor:
     """The loss (tokens,) at every token of a pack, of the token that follows it; 0 at the last of each sequence."""
     lengths = np.array([len(sequence) for sequence in sequences])
     ends = np.cumsum(lengths)

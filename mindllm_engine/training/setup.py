@@ -32,9 +32,8 @@ from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import CheckpointError, ConfigError, DataError
 from mindllm_engine.kernels.attention import select_attention
 from mindllm_engine.kernels.backend import select_kernels
-from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models import Network
 from mindllm_engine.models.layer_options import apply_layer_options, check_compiler
-from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.optim.step_guard import StepGuard
 from mindllm_engine.training.checkpoint import CheckpointState, first_difference, load_state, newest_checkpoint
 from mindllm_engine.training.checkpointer import Checkpointer
@@ -83,7 +82,7 @@ class Run:
     data: Data
     loader: Loader
     heldout: list[Batch]
-    model: MindLLM | GPTNeo
+    model: Network
     backend: Backend
     checkpointer: Checkpointer
     guard: StepGuard
@@ -334,7 +333,7 @@ def build_run(config: RunConfig, data: Data, checkpoint: Path | None, world: Wor
     )
 
 
-def build_model(config: RunConfig, dtype: torch.dtype, world: World, source: str | None) -> MindLLM | GPTNeo:
+def build_model(config: RunConfig, dtype: torch.dtype, world: World, source: str | None) -> Network:
     """The network with its initial weights: drawn from the seed, or another run's; a checkpoint will replace either."""
     if source is None:
         return config.model.build(device=world.device, dtype=dtype, seed=config.run.seed)
@@ -357,7 +356,7 @@ def refuse_other_adapters(checkpoint: Path, adapters: dict[str, Any]) -> None:
         )
 
 
-def build_backend(config: RunConfig, model: MindLLM | GPTNeo, loader: Loader, world: World, stage: Stage) -> Backend:
+def build_backend(config: RunConfig, model: Network, loader: Loader, world: World, stage: Stage) -> Backend:
     """What keeps the replicas equal and updates them: DeepSpeed, or ours, laid out by the course of one step over real
     samples."""
     wire = config.train.precision if config.distributed.wire == "auto" else config.distributed.wire

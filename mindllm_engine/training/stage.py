@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mindllm_engine.data.loader import IGNORED, Batch, Loader, heldout_batches
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 
 if TYPE_CHECKING:
     from mindllm_engine.distributed.process_group import World
@@ -51,7 +50,7 @@ class Stage:
         has them, its `base_hash`, and whatever else must be equal for a run to go on. Empty where it holds all."""
         return {}
 
-    def prepare_model(self, model: MindLLM | GPTNeo, config: "RunConfig") -> None:
+    def prepare_model(self, model: Network, config: "RunConfig") -> None:
         """Change the network, in place, once its initial weights are there and before an optimizer is made."""
 
     def open_loader(self, config: "RunConfig", data: "Data", world: "World") -> Loader:
@@ -72,7 +71,7 @@ class Stage:
     def write_run_files(self, folder: Path) -> None:
         """Write, on rank 0, what else tells of the run beside config.yaml. Raises DataError."""
 
-    def losses(self, model: MindLLM | GPTNeo, batch: Batch, grad_scale: float | None) -> Losses:
+    def losses(self, model: Network, batch: Batch, grad_scale: float | None) -> Losses:
         """Score a micro-batch. `grad_scale` promises what the upstream gradient of every value will be (None: no
         promise, or no backward)."""
         values = model(batch.tokens, batch.positions, batch.cu_seqlens, targets=batch.targets, grad_scale=grad_scale)

@@ -10,11 +10,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer, first_changed_id, open_tokenizer
 from mindllm_engine.errors import CheckpointError, DataError
-from mindllm_engine.models import ModelConfig
+from mindllm_engine.models import ModelConfig, Network
 from mindllm_engine.models.extend_vocabulary import extend_vocabulary
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mindllm_engine.models.lora import LoraConfig, add_lora, merge_lora
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
 from mindllm_engine.training.checkpoint import (
     STATE_FILE,
     CheckpointState,
@@ -45,7 +43,7 @@ def find_checkpoint(source: Path) -> Path:
     return checkpoint
 
 
-def load_model(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, ModelConfig]:
+def load_model(source: Path, device: torch.device) -> tuple[Network, ModelConfig]:
     """The network of a run folder or checkpoint with its fp32 master weights, in evaluation mode. LoRA's additions have
     been added to the matrices."""
     model, config = load_adapted(source, device)
@@ -53,7 +51,7 @@ def load_model(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, Mo
     return model, config
 
 
-def load_adapted(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, ModelConfig]:
+def load_adapted(source: Path, device: torch.device) -> tuple[Network, ModelConfig]:
     """`load_model`, with LoRA's additions beside the frozen matrices where the checkpoint is of such a tuning.
 
     Raises:
@@ -78,7 +76,7 @@ def load_adapted(source: Path, device: torch.device) -> tuple[MindLLM | GPTNeo, 
     return model.eval(), model_config(state.model)
 
 
-def load_base(checkpoint: Path, state: CheckpointState, device: torch.device) -> MindLLM | GPTNeo:
+def load_base(checkpoint: Path, state: CheckpointState, device: torch.device) -> Network:
     """The network that the additions in `checkpoint` belong to. Raises CheckpointError where it has gone or changed."""
     base = Path(state.adapters["base"])
     if not (base / STATE_FILE).exists() or identity(base) != state.adapters["base_hash"]:
@@ -89,7 +87,7 @@ def load_base(checkpoint: Path, state: CheckpointState, device: torch.device) ->
     return load_model(base, device)[0]
 
 
-def save_weights(model: MindLLM | GPTNeo, folder: Path, state: CheckpointState) -> Path:
+def save_weights(model: Network, folder: Path, state: CheckpointState) -> Path:
     """Write the fp32 parameters of `model` as a checkpoint in `folder`, without an optimizer: to load, not to go on
     from. By one process. Returns the checkpoint. Raises CheckpointError if it cannot be written."""
     writer = ShardWriter(rank=0, keep=0, keep_every=0)
@@ -105,7 +103,7 @@ def save_weights(model: MindLLM | GPTNeo, folder: Path, state: CheckpointState) 
     return writer.checkpoint
 
 
-def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> MindLLM | GPTNeo:
+def initial_weights(source: Path, config: ModelConfig, seed: int, device: torch.device) -> Network:
     """A network of `config` that starts from another run's weights; its vocabulary may be larger than theirs.
 
     Raises:
@@ -145,22 +143,15 @@ def refuse_other_tokenizer(source: Path, tokenizer: TextTokenizer) -> None:
 
 def model_config(saved: dict[str, Any]) -> ModelConfig:
     """The configuration that a checkpoint's dictionary stands for."""
-    mindllm, gpt_neo = saved.get("mindllm"), saved.get("gpt_neo")
-    return ModelConfig(
-        mindllm=MindLLMConfig(**mindllm) if mindllm else None,
-        gpt_neo=GPTNeoConfig(**gpt_neo) if gpt_neo else None,
-    )
+    return ModelConfig.from_dict(saved)
 
 
 def replace_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """The same configuration with another `vocab_size`."""
-    if config.mindllm is not None:
-        return ModelConfig(mindllm=replace(config.mindllm, vocab_size=vocab_size))
-    assert config.gpt_neo is not None
-    return ModelConfig(gpt_neo=replace(config.gpt_neo, vocab_size=vocab_size))
+    return ModelConfig.of(replace(config.selected, vocab_size=vocab_size))
 
 
-def load_model_for_inference(run_dir: str) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
+def load_model_for_inference(run_dir: str) -> tuple[Network, TextTokenizer]:
     """The newest network of a run folder on the best device here, and the tokenizer it was trained with.
 
     Raises CheckpointError and DataError as `load_model`, `refuse_nan` and `tokenizer_of`.
@@ -188,7 +179,7 @@ def tokenizer_of(checkpoint: Path) -> TextTokenizer:
     return tokenizer
 
 
-def refuse_nan(model: MindLLM | GPTNeo, checkpoint: Path) -> None:
+def refuse_nan(model: Network, checkpoint: Path) -> None:
     """Raises CheckpointError where weights are NaN or infinite: comparisons of NaN would pass for answers."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():

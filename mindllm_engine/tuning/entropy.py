@@ -22,8 +22,7 @@ import numpy.typing as npt
 from mindllm_engine.corpus.chat_template import Message
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.errors import DataError
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.scoring import token_losses
 from mindllm_engine.tuning.records import BadRecord, Record
 
@@ -90,7 +89,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: MindLLM | GPTNeo,
+        model: Network,
         tokenizer: TextTokenizer,
         template: PromptTemplate,
         too_long: TooLong,

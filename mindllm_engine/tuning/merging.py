@@ -24,9 +24,9 @@ from mindllm_engine.corpus.chat_template import TEMPLATE_FILE
 from mindllm_engine.data.atomic_files import cannot_write, write_atomically
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import CheckpointError, DataError
+from mindllm_engine.models import Network
 from mindllm_engine.models.gpt_neo import HF_LINEAR_NAMES, GPTNeo
 from mindllm_engine.models.lora import LoraConfig, adaptable_layers, lora_parts, merge_lora
-from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.training.checkpoint import CheckpointState, load_state
 from mindllm_engine.training.setup import CONFIG_FILE
 from mindllm_engine.training.weights import TOKENIZER_FILE, best_device, find_checkpoint, load_adapted, save_weights
@@ -114,7 +114,7 @@ def in_place_of(folder: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_merged(run: Path, model: MindLLM | GPTNeo, state: CheckpointState, folder: Path) -> None:
+def write_merged(run: Path, model: Network, state: CheckpointState, folder: Path) -> None:
     """The files of a run folder with `model`, which will be called `<run>/merged`."""
     config = copy.deepcopy(read_yaml(run / CONFIG_FILE))
     config["run"]["dir"] = str(run / MERGED)
@@ -177,7 +177,7 @@ def drift_sequences(run: Path) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def logits_of(model: MindLLM | GPTNeo, sequences: list[Tensor]) -> list[Tensor]:
+def logits_of(model: Network, sequences: list[Tensor]) -> list[Tensor]:
     """(tokens, vocab_size) of each sequence, on the CPU."""
     device = model.embedding.device
     found = []

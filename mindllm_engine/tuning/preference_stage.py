@@ -20,8 +20,7 @@ from mindllm_engine.data.loader import IGNORED, Batch, Loader, PendingBatch
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.process_group import World
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.checkpoint import identity, newest_checkpoint
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.setup import DTYPES, Data
@@ -147,7 +146,7 @@ class PreferenceStage(TuningStage):
         """See `Stage.heldout_batches`."""
         return [with_pairs(batch, self.scores) for batch in super().heldout_batches(config, data, world)]
 
-    def losses(self, model: MindLLM | GPTNeo, batch: Batch, grad_scale: float | None) -> Losses:
+    def losses(self, model: Network, batch: Batch, grad_scale: float | None) -> Losses:
         """See `Stage.losses`: an entry a pair. Tokens' upstream gradients differ, so none is promised."""
         assert isinstance(batch, PairBatch)
         dpo = self.config.tuning.dpo

@@ -26,8 +26,7 @@ from mindllm_engine.corpus.open_tokenizer import TextTokenizer
 from mindllm_engine.data.atomic_files import exclusive_lock, file_hash, write_atomically
 from mindllm_engine.distributed.process_group import World, any_rank, raise_together, start_processes, stop_processes
 from mindllm_engine.errors import ConfigError, DataError, MindLLMError
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.checkpoint import STATE_FILE
 from mindllm_engine.training.scoring import PACK_TOKENS
 from mindllm_engine.training.weights import find_checkpoint, load_model, tokenizer_of
@@ -254,7 +253,7 @@ def _scorer(config: ScoreConfig, device: torch.device) -> Scorer:
     return Scorer(model, tokenizer, _template(config, tokenizer), config.too_long, config.pack_tokens)
 
 
-def _network(config: ScoreConfig, device: torch.device) -> tuple[MindLLM | GPTNeo, TextTokenizer]:
+def _network(config: ScoreConfig, device: torch.device) -> tuple[Network, TextTokenizer]:
     """The network in the wanted precision and the tokenizer it was trained with."""
     checkpoint = find_checkpoint(Path(config.run))
     tokenizer = tokenizer_of(checkpoint)

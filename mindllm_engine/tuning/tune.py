@@ -14,6 +14,7 @@ from mindllm_engine.corpus.prepare import expand_path
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
+from mindllm_engine.models import ModelConfig
 from mindllm_engine.training.checkpoint import load_state, newest_checkpoint, step_of
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.loop import pretrain
@@ -120,7 +121,7 @@ def resolve(config: TuneConfig) -> tuple[TuneConfig, TextTokenizer]:
             f"tuning.tokenizer: {tokenizer.model_path} ({tokenizer.hash}) does not belong to {checkpoint}, which was "
             f"trained with {state.tokenizer_hash}; give the tokenizer of that run"
         )
-    if config.model.mindllm is None and config.model.gpt_neo is None:
+    if config.model == ModelConfig():
         config = replace(config, model=model_config(state.model))
     return config, tokenizer
 

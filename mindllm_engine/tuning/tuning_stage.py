@@ -8,9 +8,8 @@ from mindllm_engine.command_line import config_to_yaml
 from mindllm_engine.corpus.chat_template import ChatTemplate
 from mindllm_engine.data.atomic_files import write_atomically
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.models.gpt_neo import GPTNeo
+from mindllm_engine.models import Network
 from mindllm_engine.models.lora import add_lora
-from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.training.checkpoint import identity, load_state
 from mindllm_engine.training.config import RunConfig
 from mindllm_engine.training.stage import Stage
@@ -45,7 +44,7 @@ class TuningStage(Stage):
             )
         return {"base": str(base.resolve()), "base_hash": identity(base), **asdict(lora)}
 
-    def prepare_model(self, model: MindLLM | GPTNeo, config: RunConfig) -> None:
+    def prepare_model(self, model: Network, config: RunConfig) -> None:
         """See `Stage.prepare_model`."""
         if self.config.tuning.lora is not None:
             add_lora(model, self.config.tuning.lora, config.run.seed)

@@ -16,6 +16,7 @@ from mindllm_engine.distributed.deepspeed_backend import DeepSpeedZero1
 from mindllm_engine.distributed.process_group import World, start_processes, stop_processes
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from mindllm_engine.optim.optimizer import OptimConfig
 from tests.models.packing import pack
 
@@ -24,7 +25,20 @@ STEPS = 50
 NETWORKS = {
     "mindllm": MindLLMConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=48, n_layers=2, n_heads=2, max_seq_len=32),
     "gpt_neo": GPTNeoConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=64, n_layers=2, n_heads=2, max_seq_len=32),
+    "minicpm": MiniCPMConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        ffn_size=48,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        max_seq_len=32,
+        width_base=8,
+        init_std=0.1,
+    ),
 }
+# Of the learning rate of MiniCPM's matrices in layers, which are four times as wide as its base.
+MATRIX_LR_SCALE = {"mindllm": 1.0, "gpt_neo": 1.0, "minicpm": 0.25}
 OPTIM = OptimConfig(lr=3e-3, weight_decay=0.1, clip_grad_norm=0.5)
 OFFLOAD = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
 
@@ -43,7 +57,7 @@ class Case:
         micro_batches: in a global batch; the ranks share them evenly.
     """
 
-    network: Literal["mindllm", "gpt_neo"] = "mindllm"
+    network: Literal["mindllm", "gpt_neo", "minicpm"] = "mindllm"
     dtype: torch.dtype = torch.float32
     wire: torch.dtype = torch.float32
     first: int = 0
@@ -64,6 +78,7 @@ BF16 = torch.bfloat16
 CASES = {
     "mindllm": Case(),
     "gpt_neo": Case("gpt_neo"),
+    "minicpm": Case("minicpm"),
     "mindllm_bf16": Case(dtype=BF16),
     "gpt_neo_bf16": Case("gpt_neo", dtype=BF16),
     "bf16_wire": Case(dtype=BF16, wire=BF16, stop=12),
@@ -75,6 +90,7 @@ CASES = {
     "offload_bf16": Case(dtype=BF16, stop=12, refuse=3, spoil=6, options=OFFLOAD),
     "mindllm_1": Case(ranks=1),
     "gpt_neo_1": Case("gpt_neo", ranks=1),
+    "minicpm_1": Case("minicpm", ranks=1),
     "mindllm_3": Case(ranks=3, micro_batches=6),
     "gpt_neo_3": Case("gpt_neo", ranks=3, micro_batches=6),
     "mindllm_bf16_3": Case(dtype=BF16, stop=12, ranks=3, micro_batches=6),

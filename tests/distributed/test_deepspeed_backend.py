@@ -18,7 +18,15 @@ from mindllm_engine.distributed.deepspeed_backend import check_deepspeed
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.optim.optimizer import OptimConfig
 from tests.distributed import deepspeed_worker
-from tests.distributed.deepspeed_worker import CASES, OPTIM, Case, global_batch, learning_rate, whole_state
+from tests.distributed.deepspeed_worker import (
+    CASES,
+    MATRIX_LR_SCALE,
+    OPTIM,
+    Case,
+    global_batch,
+    learning_rate,
+    whole_state,
+)
 from tests.training.tiny_run import ROOT, environment, launch, losses, write_config
 
 # Launches for one to four ranks wait for each other on a busy machine.
@@ -59,10 +67,16 @@ def oracle(case: Case) -> tuple[list[tuple[float, float]], dict[tuple[str, str],
     parameter): a model, its fp32 copy, and AdamW on that. Skipped steps count for the bias correction."""
     model = case.model()
     masters = {name: p.detach().float().clone().requires_grad_() for name, p in model.named_parameters()}
-    matrices = [p for p in masters.values() if p.ndim >= 2]
+    scale = MATRIX_LR_SCALE[case.network]
+    inside = [p for name, p in masters.items() if p.ndim >= 2 and name.startswith("layers.")]
+    outside = [p for name, p in masters.items() if p.ndim >= 2 and not name.startswith("layers.")]
     vectors = [p for p in masters.values() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": OPTIM.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": outside, "weight_decay": OPTIM.weight_decay, "scale": 1.0},
+            {"params": inside, "weight_decay": OPTIM.weight_decay, "scale": scale},
+            {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        ],
         betas=OPTIM.betas,
         eps=OPTIM.eps,
     )
@@ -87,7 +101,7 @@ def oracle(case: Case) -> tuple[list[tuple[float, float]], dict[tuple[str, str],
                 state["step"] += 1
             continue
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(step) * group["scale"]
         optimizer.step()
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -122,7 +136,7 @@ def test_losses_and_norms_are_those_of_one_process_with_torch_adamw(folder: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["mindllm", "gpt_neo", "skips", "offload", "mindllm_bf16", "skips_bf16", "offload_bf16"]
+    "name", ["mindllm", "gpt_neo", "minicpm", "skips", "offload", "mindllm_bf16", "skips_bf16", "offload_bf16"]
 )
 def test_state_by_parameter_is_that_of_torch_adamw(folder: Path, name: str) -> None:
     """Of every element once, whichever rank holds it; and the weights are the rounded masters on both ranks."""

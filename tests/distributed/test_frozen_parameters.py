@@ -22,8 +22,8 @@ def adapted(network: str) -> Any:
     """A network with additions, and one vector that trains with them."""
     model = NETWORKS[network].build(dtype=torch.float32, seed=1)
     add_lora(model, LORA, seed=2)
-    vector = "embedding_norm" if network == "mindllm" else "final_norm_bias"
-    getattr(model, vector).requires_grad_(True)
+    vectors = {"mindllm": "embedding_norm", "gpt_neo": "final_norm_bias", "minicpm": "final_norm"}
+    getattr(model, vectors[network]).requires_grad_(True)
     return model
 
 

@@ -17,7 +17,7 @@ from mindllm_engine.models.mindllm import MindLLMConfig
 SHAPES = st.lists(st.lists(st.integers(1, 90), min_size=0, max_size=3).map(tuple), min_size=1, max_size=12)
 
 
-Case = tuple[Layout, dict[str, tuple[int, ...]], list[str], int]
+Case = tuple[Layout, dict[str, tuple[int, ...]], list[str], int, dict[str, float]]
 
 
 @st.composite
@@ -25,7 +25,9 @@ def layouts(draw: st.DrawFn) -> Case:
     shapes = {f"p{number}": shape for number, shape in enumerate(draw(SHAPES))}
     order = draw(st.permutations(list(shapes)))
     bucket_elements = draw(st.sampled_from([1, 700, 5_000, 1 << 25]))
-    return make_layout(shapes, order, draw(st.integers(1, 9)), bucket_elements), shapes, order, bucket_elements
+    lr_scales = draw(st.dictionaries(st.sampled_from(order), st.sampled_from([0.5, 0.25])))
+    layout = make_layout(shapes, order, draw(st.integers(1, 9)), bucket_elements, lr_scales)
+    return layout, shapes, order, bucket_elements, lr_scales
 
 
 @settings(max_examples=300, deadline=None)
@@ -33,7 +35,7 @@ def layouts(draw: st.DrawFn) -> Case:
 def test_every_element_lies_in_exactly_one_slice(
     case: Case,
 ) -> None:
-    layout, shapes, _, _ = case
+    layout, shapes, _, _, _ = case
     covered = {name: [0] * prod(shape) for name, shape in shapes.items()}
     flat = [0] * layout.elements
     for shard in range(layout.shards):
@@ -53,7 +55,7 @@ def test_every_element_lies_in_exactly_one_slice(
 def test_buckets_and_slices_are_aligned_and_in_order(
     case: Case,
 ) -> None:
-    layout, shapes, order, bucket_elements = case
+    layout, shapes, order, bucket_elements, lr_scales = case
     assert [bucket.index for bucket in layout.buckets] == list(range(len(layout.buckets)))
     border = 0
     for bucket in layout.buckets:
@@ -71,19 +73,23 @@ def test_buckets_and_slices_are_aligned_and_in_order(
         inside = {s.name for s in layout.slots if s.start < bucket.stop and s.stop > bucket.start}
         assert inside <= set(bucket.names)
         assert all((len(shapes[name]) >= 2) == bucket.decays for name in bucket.names)
+        assert all(lr_scales.get(name, 1.0) == bucket.lr_scale for name in bucket.names)
     assert layout.shard_elements * layout.shards == layout.elements == border
     for slot in layout.slots:
         assert slot.start % ALIGNMENT == 0
         assert slot.stop - slot.start == prod(slot.shape)
-    for matrices in (True, False):
-        names = [slot.name for slot in layout.slots if (len(slot.shape) >= 2) == matrices]
-        assert names == [name for name in order if (len(shapes[name]) >= 2) == matrices]
+    kind_of = {name: (len(shape) >= 2, lr_scales.get(name, 1.0)) for name, shape in shapes.items()}
+    for kind in set(kind_of.values()):
+        names = [slot.name for slot in layout.slots if kind_of[slot.name] == kind]
+        assert names == [name for name in order if kind_of[name] == kind]
+    matrices = [len(slot.shape) >= 2 for slot in layout.slots]
+    assert matrices == sorted(matrices, reverse=True), "vectors come last"
 
 
 @settings(max_examples=100, deadline=None)
 @given(layouts())
 def test_padding_is_small(case: Case) -> None:
-    layout, shapes, _, _ = case
+    layout, shapes, _, _, _ = case
     used = sum(prod(shape) for shape in shapes.values())
     assert layout.elements - used < ALIGNMENT * (len(shapes) + layout.shards * len(layout.buckets))
 
@@ -106,6 +112,18 @@ def test_the_real_networks_waste_nothing() -> None:
             layout = make_layout(shapes, definition_order(model).gradients, world, 1 << 25)
             assert layout.elements < model.num_parameters() * (1 + 1e-4 + world * 64 * len(layout.buckets) / 1e9)
             assert sum(slot.stop - slot.start for slot in layout.slots) == model.num_parameters()
+
+
+def test_scales_of_1_change_nothing_and_others_part_the_buckets() -> None:
+    shapes = {"a": (10, 10), "b": (10, 10), "c": (10, 10), "norm": (10,)}
+    plain = make_layout(shapes, list(shapes), 2, 1 << 20)
+    assert make_layout(shapes, list(shapes), 2, 1 << 20, dict.fromkeys(shapes, 1.0)) == plain
+    scaled = make_layout(shapes, list(shapes), 2, 1 << 20, {"a": 0.5, "c": 0.5})
+    assert [(b.names, b.lr_scale, b.decays) for b in scaled.buckets] == [
+        (("a", "c"), 0.5, True),
+        (("b",), 1.0, True),
+        (("norm",), 1.0, False),
+    ]
 
 
 def test_tied_parameters_lie_once() -> None:

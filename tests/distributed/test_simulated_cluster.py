@@ -37,6 +37,7 @@ from mindllm_engine.distributed.simulated_cluster import (
 from mindllm_engine.distributed.step_timeline import BucketSeconds, simulate_step
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.errors import ConfigError
+from mindllm_engine.models import NetworkConfig
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
 from mindllm_engine.optim.optimizer import OptimConfig
@@ -52,7 +53,7 @@ GPT_NEO = GPTNeoConfig(vocab_size=512, hidden_size=128, ffn_size=512, n_layers=2
 SMALL = Workload(MINDLLM, 64, 192, 4, distributed=DistributedConfig(bucket_elements=100_000))
 
 
-def elements_of(config: MindLLMConfig | GPTNeoConfig) -> int:
+def elements_of(config: NetworkConfig) -> int:
     return sum(prod(parameter.shape) for parameter in config.build(device="meta").parameters())
 
 

@@ -12,13 +12,29 @@ from mindllm_engine.distributed.process_group import World
 from mindllm_engine.distributed.zero1 import Zero1
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from mindllm_engine.optim.optimizer import OptimConfig
 
 VOCAB = 101
 NETWORKS: dict[str, Any] = {
     "mindllm": MindLLMConfig(VOCAB, hidden_size=32, ffn_size=48, n_layers=3, n_heads=2, max_seq_len=24),
     "gpt_neo": GPTNeoConfig(VOCAB, hidden_size=32, ffn_size=64, n_layers=3, n_heads=2, max_seq_len=24, window_size=6),
+    "minicpm": MiniCPMConfig(
+        VOCAB,
+        hidden_size=32,
+        ffn_size=48,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        max_seq_len=24,
+        scale_emb=3.0,
+        scale_depth=1.4,
+        width_base=8,
+        init_std=0.1,
+    ),
 }
+# Of the learning rate of the layers' matrices: MiniCPM's are four times as wide as its base.
+MATRIX_LR_SCALE = {"mindllm": 1.0, "gpt_neo": 1.0, "minicpm": 0.25}
 MICRO_BATCHES = 12  # a step; 1, 2, 3 and 4 ranks share them evenly
 OPTIM = OptimConfig(lr=3e-3)
 
@@ -69,11 +85,15 @@ def plain_steps(
     computes with rounded copies of the fp32 weights that AdamW updates."""
     masters = NETWORKS[network].build(dtype=dtype, seed=1).float()
     model = NETWORKS[network].build(dtype=dtype, seed=1)
+    lr, matrix_lr = 3e-3, 3e-3 * MATRIX_LR_SCALE[network]
+    outside = [p for name, p in masters.named_parameters() if p.dim() >= 2 and not name.startswith("layers.")]
+    inside = [p for name, p in masters.named_parameters() if p.dim() >= 2 and name.startswith("layers.")]
     groups = [
-        {"params": [p for p in masters.parameters() if p.dim() >= 2], "weight_decay": OPTIM.weight_decay},
-        {"params": [p for p in masters.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        {"params": outside, "weight_decay": OPTIM.weight_decay, "lr": lr},
+        {"params": inside, "weight_decay": OPTIM.weight_decay, "lr": matrix_lr},
+        {"params": [p for p in masters.parameters() if p.dim() < 2], "weight_decay": 0.0, "lr": lr},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=OPTIM.betas, eps=OPTIM.eps)
+    optimizer = torch.optim.AdamW(groups, betas=OPTIM.betas, eps=OPTIM.eps)
     found = []
     for step in range(steps):
         batches = [micro_batch(step, number) for number in range(MICRO_BATCHES)]

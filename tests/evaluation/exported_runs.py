@@ -15,9 +15,10 @@ from mindllm_engine.corpus.open_tokenizer import TextTokenizer, open_tokenizer
 from mindllm_engine.corpus.tokenizer import Tokenizer, train_tokenizer
 from mindllm_engine.evaluation.export.import_hf import save_weights
 from mindllm_engine.evaluation.generation import generate
-from mindllm_engine.models import ModelConfig
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models import ModelConfig, Network
+from mindllm_engine.models.gpt_neo import GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from tests.corpus.conftest import make_documents
 from tests.evaluation.hard_strings import hard_strings
 
@@ -56,12 +57,14 @@ def make_config(network: str, vocab_size: int) -> ModelConfig:
     sizes: dict[str, Any] = {"hidden_size": 64, "ffn_size": 96, "n_layers": 2, "n_heads": 2, "max_seq_len": 400}
     if network == "gpt_neo":
         return ModelConfig(gpt_neo=GPTNeoConfig(vocab_size=vocab_size, **sizes))
+    if network == "minicpm":
+        return ModelConfig(minicpm=MiniCPMConfig(vocab_size=vocab_size, n_kv_heads=1, **sizes))
     return ModelConfig(mindllm=MindLLMConfig(vocab_size=vocab_size, rope_base=5000.0, **sizes))
 
 
 def make_run(
     run: Path, network: str, tokenizer: TextTokenizer, template: TemplateConfig | None = None, padding_rows: int = 0
-) -> MindLLM | GPTNeo:
+) -> Network:
     """Write a run folder of an untrained network, and give the network."""
     run.mkdir(parents=True)
     (run / "tokenizer.model").write_bytes(tokenizer.model_path.read_bytes())
@@ -78,15 +81,13 @@ def make_run(
     return model
 
 
-def logits_of(model: MindLLM | GPTNeo, tokens: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Network, tokens: torch.Tensor) -> torch.Tensor:
     cu_seqlens = torch.tensor([0, len(tokens)], dtype=torch.int32)
     with torch.inference_mode():
         return model(tokens, torch.arange(len(tokens)), cu_seqlens)
 
 
-def write_expected(
-    folder: Path, model: MindLLM | GPTNeo, run: Path, template: TemplateConfig | None, texts: int
-) -> None:
+def write_expected(folder: Path, model: Network, run: Path, template: TemplateConfig | None, texts: int) -> None:
     """expected.json and tensors.safetensors for exported_checks.py."""
     folder.mkdir()
     tokenizer = open_tokenizer(run / "tokenizer.model")
@@ -134,7 +135,7 @@ def _chat_facts(chat: ChatTemplate, pairs: Sequence[tuple[Any, str]]) -> dict[st
     }
 
 
-def _continue(model: MindLLM | GPTNeo, prompt: list[int], vocab_size: int, stop_ids: list[int]) -> list[int]:
+def _continue(model: Network, prompt: list[int], vocab_size: int, stop_ids: list[int]) -> list[int]:
     """The likeliest tokens, until one of `stop_ids`."""
     new: list[int] = []
     for token in generate(model, prompt, NEW_TOKENS, temperature=0, vocab_size=vocab_size):

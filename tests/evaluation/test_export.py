@@ -16,6 +16,7 @@ import torch
 
 from mindllm_engine.corpus.chat_template import TemplateConfig
 from mindllm_engine.corpus.open_tokenizer import TextTokenizer
+from mindllm_engine.errors import DataError
 from mindllm_engine.evaluation.export.export_run import export_run
 from tests.evaluation import exported_checks
 from tests.evaluation.exported_runs import make_run, train_byte_level, train_sentencepiece, write_expected
@@ -104,3 +105,13 @@ def test_transformers_457_gives_what_the_engine_gives(
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.endswith("all as expected\n")
     assert sys.version_info >= (3, 11)
+
+
+def test_a_network_that_transformers_files_cannot_hold_is_refused(
+    tmp_path: Path, tokenizers: dict[str, TextTokenizer]
+) -> None:
+    make_run(tmp_path / "run", "minicpm", tokenizers["sentencepiece"])
+    with pytest.raises(DataError, match="holds a MiniCPM network, and only MindLLM and") as error:
+        export_run(tmp_path / "run", tmp_path / "out", torch.float32, lambda written: None)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -5,20 +5,22 @@ import torch
 
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.evaluation.generation import TextStream, generate, sample_token
-from mindllm_engine.models import ModelConfig
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models import ModelConfig, Network
+from mindllm_engine.models.gpt_neo import GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "ffn_size": 48, "n_layers": 2, "n_heads": 2, "max_seq_len": 64}
 CONFIGS = [
     ModelConfig(mindllm=MindLLMConfig(**SIZES)),
     ModelConfig(gpt_neo=GPTNeoConfig(**SIZES, window_size=8)),
+    ModelConfig(minicpm=MiniCPMConfig(**(SIZES | {"n_heads": 4}), n_kv_heads=2, width_base=16)),
 ]
 PROMPT = [1, 7, 33, 5, 60, 12]
 
 
-@pytest.fixture(params=CONFIGS, ids=["mindllm", "gpt_neo"])
-def model(request: pytest.FixtureRequest) -> MindLLM | GPTNeo:
+@pytest.fixture(params=CONFIGS, ids=["mindllm", "gpt_neo", "minicpm"])
+def model(request: pytest.FixtureRequest) -> Network:
     model = request.param.build(seed=3)
     with torch.no_grad():  # far from uniform logits, so that rounding cannot change a choice
         for parameter in model.parameters():
@@ -27,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> MindLLM | GPTNeo:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_with_and_without_cache_the_same_tokens(model: MindLLM | GPTNeo, temperature: float) -> None:
+def test_with_and_without_cache_the_same_tokens(model: Network, temperature: float) -> None:
     cached, whole = (
         list(generate(model, PROMPT, 40, temperature=temperature, top_p=0.9, seed=2, use_cache=use_cache))
         for use_cache in (True, False)
@@ -36,7 +38,7 @@ def test_with_and_without_cache_the_same_tokens(model: MindLLM | GPTNeo, tempera
     assert len(cached) == 40
 
 
-def test_cached_logits_equal_whole_ones(model: MindLLM | GPTNeo) -> None:
+def test_cached_logits_equal_whole_ones(model: Network) -> None:
     tokens = torch.arange(30) * 7 % 61
     with torch.no_grad():
         whole = model(tokens, torch.arange(30), torch.tensor([0, 30], dtype=torch.int32))
@@ -52,14 +54,14 @@ def test_cached_logits_equal_whole_ones(model: MindLLM | GPTNeo) -> None:
             model(tokens[:1], torch.tensor([30]), torch.tensor([0, 1], dtype=torch.int32), cache=cache)
 
 
-def test_a_seed_gives_the_same_text_and_the_callers_random_state_stays(model: MindLLM | GPTNeo) -> None:
+def test_a_seed_gives_the_same_text_and_the_callers_random_state_stays(model: Network) -> None:
     state = torch.get_rng_state()
     first, again, other = (list(generate(model, PROMPT, 20, temperature=1.0, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_stops_after_eos_and_at_the_models_length(model: MindLLM | GPTNeo) -> None:
+def test_stops_after_eos_and_at_the_models_length(model: Network) -> None:
     greedy = list(generate(model, PROMPT, 10, temperature=0))
     stopped = list(generate(model, PROMPT, 10, temperature=0, eos_id=greedy[3]))
     assert stopped == greedy[: greedy.index(greedy[3]) + 1]
@@ -92,9 +94,7 @@ def test_nucleus_holds_the_likeliest_tokens_only() -> None:
         ({"max_new_tokens": -1}, "max_new_tokens"),
     ],
 )
-def test_impossible_requests_are_refused_at_once(
-    model: MindLLM | GPTNeo, arguments: dict[str, object], message: str
-) -> None:
+def test_impossible_requests_are_refused_at_once(model: Network, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         generate(**({"model": model, "prompt_ids": PROMPT, "max_new_tokens": 5} | arguments))
 

@@ -10,6 +10,7 @@ from mindllm_engine.evaluation.prefix_scoring import Scored, score
 from mindllm_engine.evaluation.token_tree import build_tree
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPM, MiniCPMConfig
 
 VOCAB = 97
 
@@ -26,6 +27,13 @@ def mindllm() -> MindLLM:
     return _spread(config.build(dtype=torch.float32, seed=4))
 
 
+def minicpm() -> MiniCPM:
+    config = MiniCPMConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_size=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=700
+    )
+    return _spread(config.build(dtype=torch.float32, seed=5))
+
+
 def _spread(model):
     """Larger weights, so that attention is far from even and a key too many or too few shows."""
     with torch.no_grad():
@@ -35,7 +43,7 @@ def _spread(model):
     return model.eval()
 
 
-MODELS = {"gpt_neo": gpt_neo(), "mindllm": mindllm()}
+MODELS = {"gpt_neo": gpt_neo(), "mindllm": mindllm(), "minicpm": minicpm()}
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mindllm_engine.kernels import adamw, square_norm  # noqa: F401  # registers their operators
 from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.cross_entropy import cross_entropy
 from mindllm_engine.kernels.embedding_norm import embedding_norm
@@ -16,6 +17,7 @@ from mindllm_engine.kernels.layer_norm import layer_norm, residual_layer_norm
 from mindllm_engine.kernels.linear_cross_entropy import linear_cross_entropy
 from mindllm_engine.kernels.rms_norm import deepnorm_residual_and_sum, rms_norm
 from mindllm_engine.kernels.rotary import rotary, rotary_table
+from mindllm_engine.kernels.swiglu import swiglu
 
 ROWS, WIDTH, VOCAB = 5, 24, 9
 Case = Callable[[str, torch.dtype], tuple[Any, ...]]
@@ -68,8 +70,8 @@ REGISTERED: dict[str, tuple[Any, ...]] = {
         statistic(ROWS, 8),
         True,
     ),
-    "geglu": (tensors((ROWS, 2 * WIDTH)), "tanh"),
-    "geglu_backward": (tensor(ROWS, WIDTH), tensors((ROWS, WIDTH), (ROWS, WIDTH)), "none"),
+    "gated_linear_unit": (tensors((ROWS, 2 * WIDTH)), "tanh"),
+    "gated_linear_unit_backward": (tensor(ROWS, WIDTH), tensors((ROWS, WIDTH), (ROWS, WIDTH)), "none"),
     "bias_gelu": (tensor(ROWS, WIDTH), tensor(WIDTH)),
     "bias_gelu_backward": (tensor(ROWS, WIDTH), tensor(ROWS, WIDTH), tensor(WIDTH)),
     "adamw": (
@@ -137,6 +139,7 @@ PUBLIC: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         [(ROWS, 4, 8)],
     ),
     "geglu": (lambda gate_up: geglu(gate_up.clone(), overwrite=True), [(ROWS, 2 * WIDTH)]),
+    "swiglu": (lambda gate_up: swiglu(gate_up.clone(), overwrite=True), [(ROWS, 2 * WIDTH)]),
     "geglu_split": (lambda gate, up: geglu_split(gate, up, "none"), [(ROWS, WIDTH), (ROWS, WIDTH)]),
     "bias_gelu": (lambda x, bias: bias_gelu(x.clone(), bias, overwrite=True), [(ROWS, WIDTH), (WIDTH,)]),
     "embedding_norm": (

@@ -8,18 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from mindllm_engine.kernels.backend import select_kernels
+from mindllm_engine.models import NetworkConfig
 from mindllm_engine.models.activation_memory import ActivationCheckpointing, activation_bytes
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.layer_options import apply_layer_options
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from tests.distributed.one_rank import flat_parameters
 from tests.models.live_storages import LiveStorages
 from tests.models.packing import pack
 
-NETWORKS: dict[str, MindLLMConfig | GPTNeoConfig] = {
+NETWORKS: dict[str, NetworkConfig] = {
     "mindllm": MindLLMConfig(vocab_size=97, hidden_size=64, ffn_size=96, n_layers=2, n_heads=2, max_seq_len=128),
     "gpt_neo": GPTNeoConfig(
         vocab_size=97, hidden_size=64, ffn_size=96, n_layers=2, n_heads=2, max_seq_len=128, window_size=20
+    ),
+    "minicpm": MiniCPMConfig(
+        vocab_size=97, hidden_size=64, ffn_size=96, n_layers=2, n_heads=2, n_kv_heads=1, max_seq_len=128, width_base=32
     ),
 }
 MODES: list[ActivationCheckpointing] = ["none", "selective", "full"]
@@ -64,9 +69,7 @@ def test_losses_and_gradients_are_the_same_bits(
             assert torch.equal(gradient, other_gradients[name]), f"{mode}: {name}"
 
 
-def held(
-    config: MindLLMConfig | GPTNeoConfig, dtype: torch.dtype, mode: ActivationCheckpointing, device: str
-) -> tuple[int, int, int]:
+def held(config: NetworkConfig, dtype: torch.dtype, mode: ActivationCheckpointing, device: str) -> tuple[int, int, int]:
     """Bytes alive after the forward of a micro-batch (without its losses), the most at once until backward is done,
     and those left."""
     model = config.build(dtype=dtype, seed=0, device=device)

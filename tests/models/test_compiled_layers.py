@@ -9,23 +9,29 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+from mindllm_engine.models import NetworkConfig
 from mindllm_engine.models.activation_memory import ActivationCheckpointing
 from mindllm_engine.models.gpt_neo import GPTNeoConfig
 from mindllm_engine.models.layer_options import apply_layer_options
 from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from tests.distributed.one_rank import flat_parameters
 from tests.models.packing import pack
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
-NETWORKS: dict[str, MindLLMConfig | GPTNeoConfig] = {
+NETWORKS: dict[str, NetworkConfig] = {
     "mindllm": MindLLMConfig(vocab_size=97, hidden_size=32, ffn_size=48, n_layers=3, n_heads=2, max_seq_len=32),
     "gpt_neo": GPTNeoConfig(
         vocab_size=97, hidden_size=32, ffn_size=48, n_layers=4, n_heads=2, max_seq_len=32, window_size=9
     ),
+    "minicpm": MiniCPMConfig(
+        vocab_size=97, hidden_size=32, ffn_size=48, n_layers=3, n_heads=4, n_kv_heads=2, max_seq_len=32, scale_depth=1.4
+    ),
 }
-# Graphs: before attention and after it; GPT-Neo's local layers have the first one to themselves.
-GRAPHS = {"mindllm": 2, "gpt_neo": 3}
+# Graphs: before attention and after it; GPT-Neo's local layers, and MiniCPM's first, have the first
+# one to themselves.
+GRAPHS = {"mindllm": 2, "gpt_neo": 3, "minicpm": 3}
 PACKS = [[20, 4], [9, 7, 8], [24], [3, 5, 6, 10]]
 
 

@@ -6,21 +6,26 @@ from torch.nn import functional as F
 from transformers import GPTNeoForCausalLM
 
 from mindllm_engine.errors import ConfigError
+from mindllm_engine.models import Network
 from mindllm_engine.models.gpt_neo import HF_LINEAR_NAMES, GPTNeo, GPTNeoConfig, from_hf_state_dict
 from mindllm_engine.models.kv_cache import KVCache
 from mindllm_engine.models.layer_options import apply_layer_options
 from mindllm_engine.models.lora import LoraConfig, adaptable_layers, add_lora, lora_parts, merge_lora
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from tests.models.packing import pack
 from tests.models.test_gpt_neo import CONFIG as NEO
 from tests.models.test_gpt_neo import peer
 
 MIND = MindLLMConfig(vocab_size=67, hidden_size=32, ffn_size=48, n_layers=2, n_heads=2, max_seq_len=64)
-CONFIGS = {"mindllm": MIND, "gpt_neo": NEO}
+MINI = MiniCPMConfig(
+    vocab_size=67, hidden_size=32, ffn_size=48, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64, scale_depth=1.4
+)
+CONFIGS = {"mindllm": MIND, "gpt_neo": NEO, "minicpm": MINI}
 LORA = LoraConfig(rank=4, alpha=6.0)
 
 
-def adapted(name: str, dtype: torch.dtype = torch.float32) -> MindLLM | GPTNeo:
+def adapted(name: str, dtype: torch.dtype = torch.float32) -> Network:
     """A network with additions that are not 0."""
     model = CONFIGS[name].build(dtype=dtype, seed=1)
     add_lora(model, LORA, seed=2)

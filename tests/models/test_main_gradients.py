@@ -1,5 +1,6 @@
 """The main gradient of a step of two micro-batches, as the training loop takes it, against fp64 networks written by
-others: MindLLM a second time, GPT-Neo by transformers. The tied embedding reaches it through several operators."""
+others: MindLLM and MiniCPM a second time, GPT-Neo by transformers. The tied embedding reaches it through several
+operators."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mindllm_engine.kernels.backend import select_kernels
+from mindllm_engine.models import Network
 from mindllm_engine.models.gpt_neo import GPTNeo, from_hf_state_dict
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models.minicpm import MiniCPM
 from tests.distributed.one_rank import flat_parameters
-from tests.models import test_gpt_neo, test_mindllm
+from tests.models import test_gpt_neo, test_mindllm, test_minicpm
 from tests.models.naive_mindllm import naive_logits
 from tests.models.packing import pack
 
@@ -57,6 +60,20 @@ def gpt_neo() -> tuple[GPTNeo, Callable[[], dict[str, Tensor]]]:
     return model, truth
 
 
+def minicpm() -> tuple[MiniCPM, Callable[[], dict[str, Tensor]]]:
+    config = test_minicpm.CONFIG
+    model = config.build(dtype=torch.float64, seed=1).bfloat16().double()
+    naive = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+
+    def truth() -> dict[str, Tensor]:
+        for tokens, targets in documents(config.vocab_size):
+            logits = test_minicpm.naive_logits(naive, tokens, config)
+            (torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * GRAD_SCALE).backward()
+        return {name: leaf.grad for name, leaf in naive.items() if leaf.grad is not None}
+
+    return model, truth
+
+
 def documents(vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     for seed, lengths in enumerate(BATCHES):
         tokens, _, _, targets = pack(lengths, vocab_size, seed)
@@ -65,9 +82,9 @@ def documents(vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize(("kernels", "promised"), [("reference", False), ("triton", False), ("triton", True)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
-@pytest.mark.parametrize("network", [mindllm, gpt_neo])
+@pytest.mark.parametrize("network", [mindllm, gpt_neo, minicpm])
 def test_every_gradient_is_added_once(
-    network: Callable[[], tuple[MindLLM | GPTNeo, Callable[[], dict[str, Tensor]]]],
+    network: Callable[[], tuple[Network, Callable[[], dict[str, Tensor]]]],
     dtype: torch.dtype,
     tolerance: float,
     kernels: Literal["reference", "triton"],
@@ -92,9 +109,9 @@ def test_every_gradient_is_added_once(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("network", [mindllm, gpt_neo])
+@pytest.mark.parametrize("network", [mindllm, gpt_neo, minicpm])
 def test_the_projections_gradient_needs_no_memory_where_it_is_promised(
-    network: Callable[[], tuple[MindLLM | GPTNeo, Callable[[], dict[str, Tensor]]]],
+    network: Callable[[], tuple[Network, Callable[[], dict[str, Tensor]]]],
 ) -> None:
     model, _ = network()
     flat = flat_parameters(model.float())

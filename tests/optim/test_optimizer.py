@@ -238,6 +238,19 @@ def test_schedules(schedule: ScheduleConfig, step: int, expected: float) -> None
     assert learning_rate(schedule, 1.0, step, total_steps=100) == pytest.approx(expected)
 
 
+def test_exponential_decay_is_that_of_minicpm() -> None:
+    """f(s - T) = 0.5^((s - S) / T) from the step S where the decay begins, with the half-life that ends at min_lr."""
+    schedule = ScheduleConfig("wsd", warmup_steps=10, min_lr=0.01 / 32, decay_fraction=0.25, decay_shape="exponential")
+    rates = [learning_rate(schedule, 0.01, step, 400) for step in range(400)]
+    assert rates[9:300] == [0.01] * 291
+    for step in range(300, 400):
+        assert rates[step] == pytest.approx(0.01 * 0.5 ** ((step - 299) / 20), rel=1e-12)
+    assert rates[399] == pytest.approx(0.01 / 32)
+    linear = ScheduleConfig("wsd", warmup_steps=10, min_lr=0.01 / 32, decay_fraction=0.25)
+    assert [learning_rate(linear, 0.01, step, 400) for step in range(300)] == rates[:300]
+    assert all(learning_rate(linear, 0.01, step, 400) > rates[step] for step in range(300, 399))
+
+
 def test_the_papers_schedule() -> None:
     """MindLLM-3B: 16k steps to 3e-4, then linear to 3e-5 at 80k."""
     schedule = ScheduleConfig("linear", warmup_steps=16_000, min_lr=3e-5)
@@ -255,6 +268,8 @@ def test_the_papers_schedule() -> None:
         OptimConfig(schedule=ScheduleConfig(min_lr=1.0)),
         OptimConfig(schedule=ScheduleConfig(warmup_steps=-1)),
         OptimConfig(schedule=ScheduleConfig(decay_fraction=0.0)),
+        OptimConfig(schedule=ScheduleConfig("wsd", decay_shape="exponential")),
+        OptimConfig(schedule=ScheduleConfig("cosine", min_lr=1e-5, decay_shape="exponential")),
     ],
 )
 def test_impossible_values_are_refused(config: OptimConfig) -> None:

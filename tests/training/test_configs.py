@@ -7,6 +7,8 @@ import pytest
 from mindllm_engine.command_line import config_to_yaml, parse_arguments
 from mindllm_engine.distributed.execution_order import definition_order
 from mindllm_engine.distributed.layout import make_layout
+from mindllm_engine.models.minicpm import MiniCPM
+from mindllm_engine.optim.schedules import learning_rate
 from mindllm_engine.training.config import RunConfig
 from tests.training.tiny_run import ROOT
 
@@ -67,6 +69,22 @@ def test_mindllm_3b_is_the_papers() -> None:
     tokens_per_step = config.train.global_batch_size * config.data.seq_len
     assert tokens_per_step == 3072 * 2048
     assert tokens_per_step * config.train.steps == pytest.approx(503e9, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "non_embedding"), [("1.2b", 1_247_442_432), ("2.4b", 2_442_057_984)])
+def test_minicpm_is_the_papers(name: str, non_embedding: int) -> None:
+    """Table 2 to the parameter; a half-life of 5,000 steps in the decay."""
+    config = load(f"minicpm_{name}")
+    model = config.model.build(device="meta")
+    assert isinstance(model, MiniCPM)
+    assert model.num_parameters() - model.embedding.numel() == non_embedding
+    assert model.config.head_dim == 64
+    assert config.train.global_batch_size * config.data.seq_len == pytest.approx(3.93e6, rel=1e-3)
+    assert config.train.global_batch_size * config.data.seq_len * config.train.steps == pytest.approx(1.1e12, rel=1e-3)
+    steps, schedule = config.train.steps, config.optim.schedule
+    rates = [learning_rate(schedule, config.optim.lr, steps - 1 - back, steps) for back in (0, 5000, 10_000)]
+    assert [rates[1] / rates[0], rates[2] / rates[1]] == pytest.approx([2, 2], rel=1e-3)
+    assert learning_rate(schedule, config.optim.lr, steps // 2, steps) == 0.01
 
 
 def test_mindllm_1_3b_is_the_papers() -> None:

@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from mindllm_engine.models import ModelConfig
-from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.models.mindllm import MindLLM, MindLLMConfig
+from mindllm_engine.models import ModelConfig, Network
+from mindllm_engine.models.gpt_neo import GPTNeoConfig
+from mindllm_engine.models.mindllm import MindLLMConfig
+from mindllm_engine.models.minicpm import MiniCPMConfig
 from mindllm_engine.training.scoring import packs_of, token_losses
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "ffn_size": 48, "n_layers": 2, "n_heads": 2, "max_seq_len": 300}
 CONFIGS = [
     ModelConfig(mindllm=MindLLMConfig(**SIZES)),
     ModelConfig(gpt_neo=GPTNeoConfig(**SIZES, window_size=8)),
+    ModelConfig(minicpm=MiniCPMConfig(**(SIZES | {"n_heads": 4}), n_kv_heads=2, width_base=16)),
 ]
 
 
-@pytest.fixture(params=CONFIGS, ids=["mindllm", "gpt_neo"])
-def model(request: pytest.FixtureRequest) -> MindLLM | GPTNeo:
+@pytest.fixture(params=CONFIGS, ids=["mindllm", "gpt_neo", "minicpm"])
+def model(request: pytest.FixtureRequest) -> Network:
     model = request.param.build(seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -32,7 +34,7 @@ def sequences(seed: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("pack_tokens", [1, 97, 300, 100_000])
-def test_losses_are_those_of_each_sequence_alone(model: MindLLM | GPTNeo, pack_tokens: int) -> None:
+def test_losses_are_those_of_each_sequence_alone(model: Network, pack_tokens: int) -> None:
     given = sequences(seed=0)
     found = dict(token_losses(model, given, pack_tokens))
     assert sorted(found) == list(range(len(given)))
@@ -45,14 +47,14 @@ def test_losses_are_those_of_each_sequence_alone(model: MindLLM | GPTNeo, pack_t
         np.testing.assert_allclose(found[number], expected.numpy(), rtol=2e-5, atol=2e-6)
 
 
-def test_the_longest_come_first_and_nothing_gives_nothing(model: MindLLM | GPTNeo) -> None:
+def test_the_longest_come_first_and_nothing_gives_nothing(model: Network) -> None:
     given = sequences(seed=1)
     lengths = [len(given[number]) for number, _ in token_losses(model, given, 200)]
     assert lengths == sorted(lengths, reverse=True)
     assert list(token_losses(model, [])) == []
 
 
-def test_again_the_same_bits_and_no_gradients(model: MindLLM | GPTNeo) -> None:
+def test_again_the_same_bits_and_no_gradients(model: Network) -> None:
     given = sequences(seed=2)
     one, two = (dict(token_losses(model, given, 400)) for _ in range(2))
     assert all(one[number].tobytes() == two[number].tobytes() for number in one)

@@ -12,8 +12,8 @@ from transformers import GPTNeoForCausalLM
 
 from mindllm_engine.errors import CheckpointError, ConfigError
 from mindllm_engine.evaluation.gpt_neo_checkpoint import save_hf_checkpoint
+from mindllm_engine.models import Network
 from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
 from mindllm_engine.training.checkpoint import load_state, newest_checkpoint
 from mindllm_engine.training.export import export_weights
 from mindllm_engine.training.weights import load_adapted, load_model
@@ -42,7 +42,7 @@ def trained(run: Path) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def logits(model: MindLLM | GPTNeo) -> torch.Tensor:
+def logits(model: Network) -> torch.Tensor:
     with torch.no_grad():
         return model(*pack([30, 20], TOKENIZER_IDS)[:3])
 

@@ -30,6 +30,7 @@ from mindllm_engine.evaluation.export.tensor_files import write_tensors
 from mindllm_engine.evaluation.export.tokenizer_json import special_tokens, tokenizer_json
 from mindllm_engine.models.gpt_neo import GPTNeo, to_hf_state_dict
 from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models.minicpm import MiniCPM
 from mindllm_engine.training.checkpoint import flush_to_disk, load_state
 from mindllm_engine.training.weights import TOKENIZER_FILE, find_checkpoint, load_model, refuse_nan, tokenizer_of
 
@@ -63,8 +64,8 @@ def export_run(run: Path, out: Path, dtype: torch.dtype, show: Callable[[int], N
 
     Raises:
         CheckpointError: `run` has no checkpoint, or a damaged one.
-        DataError: the tokenizer or the chat template is missing, not the checkpoint's or cannot be written in
-        Transformers' format; `out` is not empty or cannot be written.
+        DataError: the network is a MiniCPM; the tokenizer or the chat template is missing, not the checkpoint's or
+        cannot be written in Transformers' format; `out` is not empty or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; choose another folder, or remove it")
@@ -74,6 +75,8 @@ def export_run(run: Path, out: Path, dtype: torch.dtype, show: Callable[[int], N
     tokenizer = tokenizer_of(checkpoint)
     template = load_template(folder, tokenizer) if (folder / TEMPLATE_FILE).exists() else None
     model, _ = load_model(checkpoint, torch.device("cpu"))
+    if isinstance(model, MiniCPM):
+        raise DataError(f"{checkpoint}: holds a MiniCPM network, and only MindLLM and GPT-Neo can be exported")
     refuse_nan(model, checkpoint)
     vocab_size = model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:

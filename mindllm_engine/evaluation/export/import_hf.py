@@ -27,9 +27,7 @@ from mindllm_engine.evaluation.export.export_run import RUN_FILES
 from mindllm_engine.evaluation.export.tensor_files import read_json, read_tensors
 from mindllm_engine.evaluation.export.tokenizer_json import tokenizer_json
 from mindllm_engine.evaluation.gpt_neo_checkpoint import load_hf_checkpoint
-from mindllm_engine.models import ModelConfig
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import ModelConfig, Network
 from mindllm_engine.training import weights
 from mindllm_engine.training.checkpoint import CheckpointState, checkpoint_of
 from mindllm_engine.training.setup import CONFIG_FILE
@@ -49,7 +47,7 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; choose another folder, or remove it")
     model = _load(folder).float()
-    config = ModelConfig(gpt_neo=model.config) if isinstance(model, GPTNeo) else ModelConfig(mindllm=model.config)
+    config = ModelConfig.of(model.config)
     staged = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         staged.mkdir(parents=True)
@@ -72,7 +70,7 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     return config
 
 
-def _load(folder: Path) -> MindLLM | GPTNeo:
+def _load(folder: Path) -> Network:
     config = read_json(folder / "config.json")
     if config.get("model_type") == "gpt_neo":
         return load_hf_checkpoint(folder)
@@ -126,7 +124,7 @@ def _config_file(config: ModelConfig) -> str:
     )
 
 
-def save_weights(model: MindLLM | GPTNeo, config: ModelConfig, tokenizer_hash: str, folder: Path) -> None:
+def save_weights(model: Network, config: ModelConfig, tokenizer_hash: str, folder: Path) -> None:
     """Write a checkpoint of step 0 that holds master weights only to the folder of a run's checkpoints.
 
     Raises CheckpointError if it cannot be written.
