@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindllm_engine.data.token_files import TokenFile
-from mindllm_engine.models.gpt_neo import GPTNeo
-from mindllm_engine.models.mindllm import MindLLM
+from mindllm_engine.models import Network
 from mindllm_engine.training.scoring import token_losses
 
 # Held-out documents that are scored, of each source at most.
@@ -21,7 +20,7 @@ Ids = npt.NDArray[np.integer]
 
 
 def in_context_gain(
-    model: MindLLM | GPTNeo, heldout: TokenFile, training: TokenFile, examples: int, length: int
+    model: Network, heldout: TokenFile, training: TokenFile, examples: int, length: int
 ) -> float | None:
     """Mean log-likelihood of a token of held-out documents after `examples` training documents of the same source, less
     that alone, in nats a token; above 0 where the network learns from its context.
@@ -60,7 +59,7 @@ def _context(shown: Sequence[Ids], number: int, examples: int) -> Ids:
     return np.concatenate([shown[(number * examples + place) % len(shown)] for place in range(examples)])
 
 
-def _mean_losses(model: MindLLM | GPTNeo, sequences: Sequence[Ids], skipped: Sequence[int]) -> float:
+def _mean_losses(model: Network, sequences: Sequence[Ids], skipped: Sequence[int]) -> float:
     """Mean loss of the tokens after the first `skipped` and one more of each sequence, in nats."""
     parts = [losses[skipped[number] :] for number, losses in token_losses(model, sequences, PACK_TOKENS)]
     return fmean(float(loss) for part in parts for loss in part)
