@@ -12,8 +12,10 @@ from mindllm_engine.errors import ConfigError
 from mindllm_engine.studies.experiment import Experiment
 from mindllm_engine.studies.findings import Cost, write_findings
 from mindllm_engine.studies.memory import machine_bytes, too_large
+from mindllm_engine.studies.orders import OrdersConfig
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
+from mindllm_engine.studies.sources import SourcesConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
 from mindllm_engine.training.setup import open_data
 
@@ -54,6 +56,10 @@ class StudyConfig:
     """A study: how its runs are made, and exactly one experiment."""
 
     study: StudySection
+    sources: SourcesConfig | None = None
+    """What each source teaches: learning curves, transfer between sources, and a mixture."""
+    orders: OrdersConfig | None = None
+    """Blocked, shuffled and chunked text: forgetting and in-context gain."""
 
     @property
     def experiment(self) -> Experiment:
