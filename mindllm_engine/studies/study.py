@@ -14,7 +14,9 @@ from mindllm_engine.studies.findings import Cost, write_findings
 from mindllm_engine.studies.memory import machine_bytes, too_large
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
+from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
+from mindllm_engine.studies.wsd import WsdConfig
 from mindllm_engine.training.setup import open_data
 
 TRIALS_FOLDER = "trials"
@@ -54,6 +56,10 @@ class StudyConfig:
     """A study: how its runs are made, and exactly one experiment."""
 
     study: StudySection
+    transfer: TransferConfig | None = None
+    """Two languages from scratch against a transfer (MindLLM, sections 4.2 and 4.4)."""
+    wsd: WsdConfig | None = None
+    """Warm-up, stable, decay against cosine schedules (MiniCPM, section 4)."""
 
     @property
     def experiment(self) -> Experiment:
