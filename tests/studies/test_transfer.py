@@ -1,4 +1,4 @@
-"""Transfer: two languages that contradict each other, of which the first is known to be forgotten; and planted numbers."""
+"""Transfer: two languages that contradict each other, of which the first is known to be forgotten; planted numbers."""
 
 import math
 from pathlib import Path
@@ -131,7 +131,7 @@ def test_several_blocks_are_refused(base: dict[str, Any]) -> None:
 def test_a_language_that_another_contradicts_is_forgotten(tmp_path: Path, base_path: Path) -> None:
     """What follows a token in one language never follows it in the other, and a network that has seen one token of a
     document cannot know which it is of; two do."""
-    transfer = config(steps=160, transfers={"zh": {"zh": 1}})
+    transfer = config(steps=120, transfers={"zh": {"zh": 1}})
     study = StudyConfig(StudySection(str(tmp_path), [str(base_path)], seeds=SEEDS, workers=2), transfer=transfer)
     run_study(study)
     findings = read_findings(tmp_path)
