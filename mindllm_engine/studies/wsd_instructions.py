@@ -17,7 +17,7 @@ SECTION_5 = "MiniCPM (arXiv 2404.06395), section 5"
 TABLE_1 = f"{SECTION_5}, Table 1"
 # Table 1: C-Eval of A-1 and A-2 (2.4B), and of B-2 and B-3 (1.2B), in per cent.
 A_1_AND_A_2 = "C-Eval 40.0 without, 52.6 with instructions in the decay (A-1, A-2)"
-B_2_AND_B_3 = "C-Eval 41.2 without and with twice the tuning, 49.1 with instructions in the decay (B-2, B-3)"
+B_2_AND_B_3 = "C-Eval 41.2 without but with twice the tuning, 49.1 with instructions in the decay (B-2, B-3)"
 
 # Kind of trial -> how the table calls it; one that begins with dots goes on from the one above it.
 ARMS = {
@@ -53,7 +53,8 @@ def instruction_claims(
             results,
         ),
         judged(
-            "... and a lower one than those after it alone that are as many, which then train on more tokens in all",
+            "Instructions in the decay and after it leave a lower loss on instructions than as many after it alone, on "
+            "more tokens in all",
             TABLE_1,
             B_2_AND_B_3,
             ("in the decay less after it", difference(mixed, longer)),

@@ -151,7 +151,7 @@ def test_planted_losses_give_the_planted_verdicts(grid: list[PlannedTrial]) -> N
         ("Of 40 steps", -0.02),
         ("falls short", 0.1),
         ("at equal tokens", -0.5),
-        ("... and", -0.4),
+        ("more tokens in all", -0.4),
     ):
         claim = next(claim for claim in findings.claims if part in claim.statement)
         value, low, high = (float(number) for number in re.findall(r"-?\d+\.\d+", claim.here))
@@ -193,7 +193,7 @@ def test_trials_left_out_make_claims_undecidable_and_none_left_an_error(grid: li
 def test_one_seed_decides_nothing(grid: list[PlannedTrial]) -> None:
     of_seed = [trial for trial in grid if trial.trial.settings["seed"] == 1]
     findings = config().analyse(planted_results(of_seed, planted), [1])
-    assert {claim.verdict for claim in findings.claims if "costs less" not in claim.statement} == {"not decidable"}
+    assert {claim.verdict for claim in findings.claims if "cost less" not in claim.statement} == {"not decidable"}
 
 
 def test_runs_of_two_tokenizers_are_refused(grid: list[PlannedTrial]) -> None:
