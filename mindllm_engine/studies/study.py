@@ -16,7 +16,9 @@ from mindllm_engine.studies.orders import OrdersConfig
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
 from mindllm_engine.studies.sources import SourcesConfig
+from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
+from mindllm_engine.studies.wsd import WsdConfig
 from mindllm_engine.training.setup import open_data
 
 TRIALS_FOLDER = "trials"
@@ -60,6 +62,10 @@ class StudyConfig:
     """What each source teaches: learning curves, transfer between sources, and a mixture."""
     orders: OrdersConfig | None = None
     """Blocked, shuffled and chunked text: forgetting and in-context gain."""
+    transfer: TransferConfig | None = None
+    """Two languages from scratch against a transfer (MindLLM, sections 4.2 and 4.4)."""
+    wsd: WsdConfig | None = None
+    """Warm-up, stable, decay against cosine schedules (MiniCPM, section 4)."""
 
     @property
     def experiment(self) -> Experiment:
