@@ -1,6 +1,7 @@
 """What a study found: claims, tables, plots and numbers, written as findings.json, PNG files and one page.
 
 <study>/findings.json   everything but the pictures, as plain data
+<study>/<file>          what else an analysis makes, such as a config for a run
 <study>/<name>.png      the plots
 <study>/report.html     the page, with the plots inside
 """
@@ -64,6 +65,7 @@ class Findings:
     Attributes:
         numbers: what else stands in findings.json: fits with their intervals, curves, matrices; plain data.
         left_out, cost: `study.py` fills them in.
+        files: name -> text of a file that is written beside findings.json.
     """
 
     title: str
@@ -73,16 +75,18 @@ class Findings:
     numbers: dict[str, Any] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     cost: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write the three kinds of files and return the page. Raises DataError if they cannot be written."""
+    """Write everything and return the page. Raises DataError if it cannot be written."""
     content = {
         "title": findings.title,
         "machine": platform.processor() or platform.machine(),
         "claims": [claim.as_json() for claim in findings.claims],
         "tables": [asdict(entry) for entry in findings.tables],
         "numbers": findings.numbers,
+        "files": list(findings.files),
         "left_out": [asdict(entry) for entry in findings.left_out],
         "cost": asdict(findings.cost),
         "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
@@ -91,6 +95,8 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     write_atomically(folder / FINDINGS_FILE, orjson.dumps(content, option=options) + b"\n")
     for picture in findings.pictures:
         write_atomically(folder / f"{picture.name}.png", picture.png)
+    for name, text in findings.files.items():
+        write_atomically(folder / name, text.encode())
     page = folder / PAGE_FILE
     write_atomically(page, html_page(findings.title, study_parts(findings)).encode())
     return page
@@ -116,6 +122,7 @@ def read_findings(folder: Path) -> Findings:
             content["numbers"],
             [LeftOut(**entry) for entry in content["left_out"]],
             Cost(**content["cost"]),
+            {name: (folder / name).read_text(encoding="utf-8") for name in content["files"]},
         )
     except OSError as error:
         raise DataError(

@@ -103,7 +103,7 @@ class Results(Sequence[Result]):
 
 def read_results(planned: Sequence[PlannedTrial], too_large: Sequence[LeftOut] = ()) -> Results:
     """The results of trials that have ended. A diverged one is left out: of which the run said so, or whose held-out
-    loss is not finite or has not fallen."""
+    loss of the sources that it read is not finite or has not fallen."""
     finished, left_out = [], list(too_large)
     for trial in planned:
         outcome = read_outcome(trial.folder)
@@ -175,11 +175,19 @@ def _records(trial: PlannedTrial) -> list[dict[str, Any]]:
 
 
 def _divergence(result: Result) -> str | None:
-    if not result.evaluations:
-        return "it has no held-out loss; give its sources held-out documents (corpus.holdout)"
-    first, last = result.evaluations[0]["heldout_loss"], result.last["heldout_loss"]
-    if last is None or not math.isfinite(last):
+    losses = [_loss_of_what_it_read(result, record) for record in result.evaluations]
+    if not losses or None in losses:
+        return "it has no held-out loss of what it was trained on; give its sources held-out documents (corpus.holdout)"
+    first, last = losses[0], losses[-1]
+    if first is None or last is None or not math.isfinite(last):
         return "diverged: its held-out loss is not finite"
-    if len(result.evaluations) > 1 and first is not None and last >= first:
+    if len(losses) > 1 and last >= first:
         return f"diverged: its held-out loss has not fallen, from {first:.3f} to {last:.3f} nats a token"
     return None
+
+
+def _loss_of_what_it_read(result: Result, record: Mapping[str, Any]) -> float | None:
+    """The mean held-out loss, nats a token, of the sources that a run was trained on; None if none of them has any. On
+    others it may well rise."""
+    losses = [record[key] for name in result.text if (key := f"heldout_loss/{name}") in record]
+    return math.fsum(math.inf if loss is None else loss for loss in losses) / len(losses) if losses else None

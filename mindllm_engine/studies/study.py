@@ -13,10 +13,14 @@ from mindllm_engine.studies.batch_size import BatchSizeConfig
 from mindllm_engine.studies.experiment import Experiment
 from mindllm_engine.studies.findings import Cost, write_findings
 from mindllm_engine.studies.memory import machine_bytes, too_large
+from mindllm_engine.studies.orders import OrdersConfig
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
 from mindllm_engine.studies.scaling import ScalingConfig
+from mindllm_engine.studies.sources import SourcesConfig
+from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
+from mindllm_engine.studies.wsd import WsdConfig
 from mindllm_engine.training.setup import open_data
 
 TRIALS_FOLDER = "trials"
@@ -60,6 +64,14 @@ class StudyConfig:
     """The law of the loss with compute, and the largest network predicted by it."""
     batch_size: BatchSizeConfig | None = None
     """The optimal batch size against loss, and L(N, D)."""
+    sources: SourcesConfig | None = None
+    """What each source teaches: learning curves, transfer between sources, and a mixture."""
+    orders: OrdersConfig | None = None
+    """Blocked, shuffled and chunked text: forgetting and in-context gain."""
+    transfer: TransferConfig | None = None
+    """Two languages from scratch against a transfer (MindLLM, sections 4.2 and 4.4)."""
+    wsd: WsdConfig | None = None
+    """Warm-up, stable, decay against cosine schedules (MiniCPM, section 4)."""
 
     @property
     def experiment(self) -> Experiment:

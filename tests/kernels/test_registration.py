@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mindllm_engine.kernels import adamw, square_norm  # noqa: F401  # registers their operators
 from mindllm_engine.kernels.bias_gelu import bias_gelu
 from mindllm_engine.kernels.cross_entropy import cross_entropy
 from mindllm_engine.kernels.embedding_norm import embedding_norm

@@ -22,7 +22,7 @@ def test_trials_can_be_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     base: dict[str, Any] = {}
     for name in config.study.base:
         base = merge_mappings(base, read_yaml(name))
-    trials = config.experiment.trials(base, config.study.seeds, None)
+    trials = config.experiment.trials(base, config.study.seeds[:1], None)  # of other seeds they are alike
     planned = plan_trials(trials, base, Path(config.study.dir))
     assert len(planned) == len(trials) > 0
     assert all(trial.parameters > 0 and trial.last_step > 0 for trial in planned)
