@@ -15,6 +15,7 @@ from mindllm_engine.studies.memory import machine_bytes, too_large
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
+from mindllm_engine.studies.wind_tunnel import WindTunnelConfig
 from mindllm_engine.training.setup import open_data
 
 TRIALS_FOLDER = "trials"
@@ -54,6 +55,8 @@ class StudyConfig:
     """A study: how its runs are made, and exactly one experiment."""
 
     study: StudySection
+    wind_tunnel: WindTunnelConfig | None = None
+    """MiniCPM's rules of width: coordinate check, best learning rates, hyperparameter search."""
 
     @property
     def experiment(self) -> Experiment:
@@ -97,7 +100,7 @@ def _run_rounds(
         trials: list[Trial] = experiment.trials(base, config.study.seeds, results)
         if {trial.name for trial in trials} <= {trial.name for trial in planned} and results is not None:
             return planned, results
-        planned = plan_trials(trials, base, Path(config.study.dir) / TRIALS_FOLDER)
+        planned = plan_trials(trials, base, Path(config.study.dir) / TRIALS_FOLDER, planned)
         fitting, left_out = _fitting(planned, config.study)
         if fitting and environment_world().is_first:
             open_data(fitting[0].config)  # prepares the text once, and tells what is wrong with it
