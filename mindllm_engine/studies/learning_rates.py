@@ -38,7 +38,7 @@ class LearningRatesConfig:
     """The ladder of widths, and the grid of learning rates."""
 
     rates: list[float]
-    """Learning rates, each a constant factor above the one before; 2 in the paper's figure."""
+    """Learning rates, each the same factor above the one before."""
     widths: list[int]
     """Hidden sizes, the smallest first."""
     layers: list[int] = field(default_factory=list)
