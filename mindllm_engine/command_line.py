@@ -7,6 +7,7 @@ A tool reads `--config file.yaml` and dotted overrides (`--optim.lr 3e-4`) throu
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -104,13 +105,19 @@ def parse_mapping(schema: type[Schema], content: dict[str, Any], where: str) -> 
     import jsonargparse
 
     _check_mapping(schema, content, prefix="", where=where, given=[])
-    parser = _parser("")
-    parser.add_class_arguments(schema)
+    parser = _mapping_parser(typing.cast(Any, schema))
     try:
         parsed = parser.instantiate(parser.parse_object(content))
     except (jsonargparse.ArgumentError, jsonargparse.ParserError, TypeError, ValueError) as error:
         raise ConfigError(_one_line(str(error), [f"--config={where}"])) from error
     return _instance(schema, parsed)
+
+
+@functools.cache
+def _mapping_parser(schema: type) -> Any:
+    parser = _parser("")
+    parser.add_class_arguments(schema)
+    return parser
 
 
 def _parser(description: str) -> Any:

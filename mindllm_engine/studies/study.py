@@ -20,6 +20,7 @@ from mindllm_engine.studies.scaling import ScalingConfig
 from mindllm_engine.studies.sources import SourcesConfig
 from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
+from mindllm_engine.studies.wind_tunnel import WindTunnelConfig
 from mindllm_engine.studies.wsd import WsdConfig
 from mindllm_engine.training.setup import open_data
 
@@ -72,6 +73,8 @@ class StudyConfig:
     """Two languages from scratch against a transfer (MindLLM, sections 4.2 and 4.4)."""
     wsd: WsdConfig | None = None
     """Warm-up, stable, decay against cosine schedules (MiniCPM, section 4)."""
+    wind_tunnel: WindTunnelConfig | None = None
+    """MiniCPM's rules of width: coordinate check, best learning rates, hyperparameter search."""
 
     @property
     def experiment(self) -> Experiment:
@@ -115,7 +118,7 @@ def _run_rounds(
         trials: list[Trial] = experiment.trials(base, config.study.seeds, results)
         if {trial.name for trial in trials} <= {trial.name for trial in planned} and results is not None:
             return planned, results
-        planned = plan_trials(trials, base, Path(config.study.dir) / TRIALS_FOLDER)
+        planned = plan_trials(trials, base, Path(config.study.dir) / TRIALS_FOLDER, planned)
         fitting, left_out = _fitting(planned, config.study)
         if fitting and environment_world().is_first:
             open_data(fitting[0].config)  # prepares the text once, and tells what is wrong with it

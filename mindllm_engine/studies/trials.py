@@ -6,7 +6,7 @@ grid grew trains only what is new, and one whose settings changed trains in new 
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,31 @@ class PlannedTrial:
         return self.trial.continues[1] if self.trial.continues else 0
 
 
-def plan_trials(trials: list[Trial], base: Mapping[str, Any], folder: Path) -> list[PlannedTrial]:
+def plan_trials(
+    trials: list[Trial], base: Mapping[str, Any], folder: Path, known: Sequence[PlannedTrial] = ()
+) -> list[PlannedTrial]:
     """Resolve trials over the mapping `base` of a run's config, in their order.
+
+    Args:
+        known: trials that were planned before, over the same base and folder; none of them is resolved again.
 
     Raises:
         ConfigError: two trials of one name, a trial that needs one which does not come before it, or an impossible
             configuration, with the trial's name.
     """
     planned: dict[str, PlannedTrial] = {}
+    before = {trial.name: trial for trial in known}
     for trial in trials:
         if trial.name in planned:
             raise ConfigError(f"trial {trial.name}: two trials have this name; their settings differ in nothing")
         if trial.needs is not None and trial.needs not in planned:
             raise ConfigError(f"trial {trial.name}: it needs {trial.needs}, which does not come before it")
         parent = planned[trial.needs] if trial.needs is not None else None
-        planned[trial.name] = _plan(trial, base, folder, parent)
+        same = before.get(trial.name)
+        if same is not None and same.trial == trial and same.parent is parent:
+            planned[trial.name] = same
+        else:
+            planned[trial.name] = _plan(trial, base, folder, parent)
     return list(planned.values())
 
 
