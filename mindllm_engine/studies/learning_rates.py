@@ -80,7 +80,7 @@ class LearningRatesConfig:
         }
         return Findings(
             "Best learning rate across widths",
-            self._claims(best),
+            [*self._claims(best), self._transfer_claim(results, base_widths, seeds)],
             [self._table(best)],
             [self._picture(results, seeds, base_widths)],
             {f"{name}_{width}": _as_json(of_seeds) for (name, width), of_seeds in best.items()},
@@ -166,6 +166,25 @@ class LearningRatesConfig:
             verdict = judge_within(rate, PAPER_RATE / 2, PAPER_RATE * 2)
             claims.append(Claim(statement, SOURCE, paper, rate.text(4), *verdict))
         return claims
+
+    def _transfer_claim(self, results: Results, base_widths: set[int], seeds: Sequence[int]) -> Claim:
+        """What the rules are for: a rate found on the narrowest network serves the widest."""
+        first, last = self.widths[0], self.widths[-1]
+        unruled: Parametrization = "minicpm" if last in base_widths else "standard"
+        networks: list[tuple[int, Parametrization]] = [(first, "minicpm"), (last, "minicpm"), (last, unruled)]
+        narrow, ours, theirs = (
+            {seed: _losses(results, width, rules, self.rates, seed) for seed in seeds} for width, rules in networks
+        )
+        known = [rate for rate in self.rates if all(rate in losses for losses in narrow.values())]
+        statement = f"At the learning rate that is best for width {first}, width {last} learns more by MiniCPM's rules"
+        if known:
+            rate = min(known, key=lambda rate: sum(losses[rate] for losses in narrow.values()))
+            statement += f" than without them ({rate:g})"
+            by_seed = [{seed: losses[rate] for seed, losses in of.items() if rate in losses} for of in (ours, theirs)]
+            if by_seed[0].keys() & by_seed[1].keys():
+                apart = paired_estimate(*by_seed)
+                return Claim(statement, SOURCE, "", f"{apart.text(3)} nats a token", *judge_below(apart, 0))
+        return not_decidable(statement, SOURCE, "", "too few rates have a loss")
 
     def _table(self, best: Mapping[tuple[Parametrization, int], Mapping[int, BestRate]]) -> Table:
         rows = [

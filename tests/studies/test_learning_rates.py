@@ -33,7 +33,7 @@ def verdicts(of: LearningRatesConfig, loss: Any, seeds: list[int] = SEEDS) -> li
 def test_planted_optima_are_recovered_and_judged() -> None:
     results = run_rounds(config(), SEEDS, law)
     findings = config().analyse(results, SEEDS)
-    assert [claim.verdict for claim in findings.claims] == ["confirmed"] * 4
+    assert [claim.verdict for claim in findings.claims] == ["confirmed"] * 5
     assert findings.numbers["minicpm_256"]["2"]["rate"] == pytest.approx(0.011)
     assert findings.numbers["standard_256"]["2"]["rate"] == pytest.approx(0.011 / 4)
     assert "times 0.25" in findings.claims[1].here
@@ -41,6 +41,14 @@ def test_planted_optima_are_recovered_and_judged() -> None:
 
 def test_an_optimum_that_moves_by_neither_rule_is_not_confirmed() -> None:
     assert verdicts(config(), lambda settings: law(settings, standard_power=0.0))[:2] == ["confirmed", "not confirmed"]
+
+
+def test_a_rate_that_serves_the_widest_no_better_by_the_rules_is_not_confirmed() -> None:
+    def loss(settings: dict[str, Any]) -> float:
+        return law(settings, standard_power=0.0) + (settings["parametrization"] == "minicpm") * settings["width"] / 1000
+
+    claim = config().analyse(run_rounds(config(), SEEDS, loss), SEEDS).claims[-1]
+    assert (claim.verdict, claim.here) == ("not confirmed", "0.256 (0.256 to 0.256) nats a token")
 
 
 def test_the_base_width_is_trained_once_for_both() -> None:
@@ -68,7 +76,7 @@ def test_the_grid_grows_where_the_best_lies_at_its_end_and_only_there() -> None:
             lowest[width] = min(lowest[width], result.settings["rate"])
     assert lowest == {128: 0.0025, 256: 0.00125}
     assert len(results) > len(first)
-    assert [claim.verdict for claim in of.analyse(results, SEEDS).claims] == ["confirmed"] * 4
+    assert [claim.verdict for claim in of.analyse(results, SEEDS).claims] == ["confirmed"] * 5
 
 
 def test_an_optimum_beyond_the_grown_grid_is_said_so() -> None:

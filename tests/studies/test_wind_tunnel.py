@@ -45,7 +45,7 @@ def test_from_config_to_page_and_nothing_twice(tmp_path: Path) -> None:
     page = run_study(config)
     assert page is not None
     findings = read_findings(page.parent)
-    assert len(findings.claims) == 4 + 4 + 5
+    assert len(findings.claims) == 4 + 5 + 5
     assert [picture.name for picture in findings.pictures] == ["coordinates", "learning_rates", "search"]
     assert not findings.left_out
     # The base width's three rates once for both parametrisations, the search's best once more by the study's seed.
