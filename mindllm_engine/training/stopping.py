@@ -17,6 +17,7 @@ class StopSignal:
     """While it is entered, a signal asks the run to end after the step under way.
 
     A second one asks for nothing more: torchrun and cluster managers often send several. SIGKILL ends a run at once.
+    Who handled the signal before hears of it too: a study's worker, which has further runs to begin.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,9 @@ class StopSignal:
     def request(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         self.requested = True
+        before = self.previous[number]
+        if callable(before):
+            before(number, frame)
 
 
 class TimeLimit:
