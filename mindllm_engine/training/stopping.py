@@ -34,7 +34,7 @@ class StopSignal:
     def request(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         self.requested = True
-        before = self.previous[number]
+        before = self.previous[signal.Signals(number)]
         if callable(before):
             before(number, frame)
 
