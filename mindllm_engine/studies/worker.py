@@ -135,12 +135,26 @@ def _take(tasks: list[Task], stop: threading.Event) -> tuple[int, BinaryIO | Non
         for number in may_begin:
             folder = Path(tasks[number].folder)
             lock = _try_lock(folder) if _parent_state(tasks[number]) == "finished" else None
-            if lock is not None and read_outcome(folder) is None:
+            if lock is not None and read_outcome(folder) is None and _has_its_checkpoint(tasks[number]):
                 return number, lock
             if lock is not None:
                 lock.close()
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return len(tasks), None
+
+
+def _has_its_checkpoint(task: Task) -> bool:
+    """Put the checkpoint that a trial goes on from into its folder, before any rank looks there; or write that it
+    failed."""
+    folder = Path(task.folder)
+    if task.needs is None or task.continues is None or newest_checkpoint(folder / "checkpoints") is not None:
+        return True
+    try:
+        link_checkpoint(Path(task.needs), task.continues, folder)
+    except DataError as error:
+        write_outcome(folder, "failed", str(error), 0.0)
+        return False
+    return True
 
 
 def _parent_state(task: Task) -> str | None:
@@ -186,8 +200,6 @@ def _train(task: Task, is_first: bool, stop: threading.Event) -> None:
     with _output_to(folder / LOG_FILE):
         try:
             config = parse_mapping(RunConfig, task.config, task.name)
-            if task.continues is not None and is_first and newest_checkpoint(folder / "checkpoints") is None:
-                link_checkpoint(Path(str(task.needs)), task.continues, folder)
             pretrain(config)
         except DivergedError as error:
             kind, reason = "diverged", str(error)

@@ -102,7 +102,7 @@ def write_base(folder: Path, steps: int = 6, **train: Any) -> Path:
                 "window_size": 16,
             }
         },
-        "data": {"seq_len": 32, "blocks": [{"tokens": 32 * 4 * 100}]},
+        "data": {"seq_len": 32, "blocks": [{"tokens": 32 * 4 * 400}]},
         "optim": {"schedule": {"kind": "constant"}},
         "train": {
             "steps": steps,
