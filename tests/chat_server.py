@@ -1,5 +1,6 @@
 """A real HTTP server that speaks OpenAI's chat completions, on a thread of the test, answering as the test says."""
 
+import contextlib
 import json
 import threading
 import time
@@ -56,12 +57,11 @@ class ChatServer:
                         outer.requests.append(request)
                         outer.keys.append(self.headers["Authorization"])
                     reply = answer(request)
-                    self.send(completion(reply) if isinstance(reply, str) else reply)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client has given up
-                finally:
+                finally:  # before it is sent: the client may ask again as soon as it has it
                     with outer._lock:
                         outer._at_once -= 1
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
+                    self.send(completion(reply) if isinstance(reply, str) else reply)
 
             def send(self, reply: Reply) -> None:
                 time.sleep(reply.seconds_before)

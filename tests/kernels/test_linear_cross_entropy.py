@@ -195,6 +195,7 @@ def test_errors_of_the_kernels(vocab: int, device: str) -> None:
             lambda h, w: torchs(h, w, targets, Z),
             (hidden, weight),
             dtype,
+            summands=vocab,
         )
 
 

@@ -240,7 +240,8 @@ def test_any_altered_bit_is_found(two_checkpoints: Path, tmp_path: Path) -> None
             altered = bytearray(content)
             altered[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             path.write_bytes(altered)
-            with pytest.raises(CheckpointError, match=path.name):
+            # A state.json whose word `format` or its number is altered is told as one of another release.
+            with pytest.raises(CheckpointError, match=rf"{path.name}|has format"):
                 verify(checkpoint_of(folder, 8))
         path.write_bytes(content)
     verify(checkpoint_of(folder, 8))
