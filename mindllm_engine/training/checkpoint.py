@@ -176,7 +176,7 @@ def _read_state(checkpoint: Path) -> CheckpointState:
         version = fields.get("format", 1)
         if version != FORMAT:
             raise CheckpointError(
-                f"{checkpoint}: has format {version}, and this release reads {FORMAT} only: use the release that wrote "
+                f"{path}: has format {version}, and this release reads {FORMAT} only: use the release that wrote "
                 "it, or choose another run.dir"
             )
         # What is as it was written has all the keys, with values of their types.

@@ -240,8 +240,7 @@ def test_any_altered_bit_is_found(two_checkpoints: Path, tmp_path: Path) -> None
             altered = bytearray(content)
             altered[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             path.write_bytes(altered)
-            # A state.json whose word `format` or its number is altered is told as one of another release.
-            with pytest.raises(CheckpointError, match=rf"{path.name}|has format"):
+            with pytest.raises(CheckpointError, match=path.name):
                 verify(checkpoint_of(folder, 8))
         path.write_bytes(content)
     verify(checkpoint_of(folder, 8))
@@ -275,7 +274,9 @@ def test_the_first_format_is_refused(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, 4)
     checkpoint.mkdir()
     (checkpoint / "state.json").write_text(json.dumps({"step": 4, "next_sample": 32, "files": {}}))
-    with pytest.raises(CheckpointError, match=r"step_00000004: has format 1, and this release reads 2 only: use the"):
+    with pytest.raises(
+        CheckpointError, match=r"step_00000004/state.json: has format 1, and this release reads 2 only: use the"
+    ):
         load_state(checkpoint)
 
 
