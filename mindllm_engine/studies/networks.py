@@ -29,17 +29,22 @@ class NetworkSize:
         return f"h{self.hidden_size}x{self.n_layers}"
 
     def changes(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Dotted key -> value. Raises ConfigError where `base` names no network or several."""
+        """Dotted key -> value; a network with heads of keys and values gets as many as its others. Raises ConfigError
+        where `base` names no network or several."""
         given = [kind for kind, network in (base.get("model") or {}).items() if network is not None]
         if len(given) != 1:
             raise ConfigError(f"model: the base config names {len(given)} networks; a ladder changes the sizes of one")
-        return {f"model.{given[0]}.{key}": value for key, value in asdict(self).items()}
+        sizes = asdict(self)
+        if "n_kv_heads" in base["model"][given[0]]:
+            sizes["n_kv_heads"] = self.n_heads
+        return {f"model.{given[0]}.{key}": value for key, value in sizes.items()}
 
 
 @dataclass
 class WidthRule:
     """The learning rate as a power of the width: smooth, so that no rung is better off than its neighbours. It is a
-    rule and no optimum: a ladder whose rungs were each tuned may have another law."""
+    rule and no optimum: a ladder whose rungs were each tuned may have another law. MiniCPM's network scales the rate by
+    itself: power 0."""
 
     lr: float
     """Peak learning rate at `width`."""

@@ -9,19 +9,19 @@ from typing import Any
 from mindllm_engine.command_line import merge_mappings, read_yaml
 from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.studies.batch_size import BatchSizeConfig
+from mindllm_engine.studies.batch_size.experiment import BatchSizeConfig
 from mindllm_engine.studies.experiment import Experiment
 from mindllm_engine.studies.findings import Cost, write_findings
 from mindllm_engine.studies.memory import machine_bytes, too_large
-from mindllm_engine.studies.orders import OrdersConfig
+from mindllm_engine.studies.orders.experiment import OrdersConfig
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
 from mindllm_engine.studies.scaling import ScalingConfig
-from mindllm_engine.studies.sources import SourcesConfig
+from mindllm_engine.studies.sources.experiment import SourcesConfig
 from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
-from mindllm_engine.studies.wind_tunnel import WindTunnelConfig
-from mindllm_engine.studies.wsd import WsdConfig
+from mindllm_engine.studies.wind_tunnel.experiment import WindTunnelConfig
+from mindllm_engine.studies.wsd.experiment import WsdConfig
 from mindllm_engine.training.setup import open_data
 
 TRIALS_FOLDER = "trials"

@@ -12,9 +12,9 @@ import yaml
 from mindllm_engine.command_line import parse_arguments
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.optim.schedules import learning_rate
-from mindllm_engine.studies.batch_optima import Curve, fit_batch_law, levels_of, optimum_at
-from mindllm_engine.studies.batch_size import BatchSizeConfig, paper_batch
-from mindllm_engine.studies.data_law import DataLawConfig
+from mindllm_engine.studies.batch_size.data_law import DataLawConfig
+from mindllm_engine.studies.batch_size.experiment import BatchSizeConfig, paper_batch
+from mindllm_engine.studies.batch_size.optima import Curve, fit_batch_law, levels_of, optimum_at
 from mindllm_engine.studies.laws import log_tokens_per_parameter, loss_law
 from mindllm_engine.studies.networks import NetworkSize, WidthRule
 from mindllm_engine.studies.results import Result

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindllm_engine.errors import DataError
-from mindllm_engine.studies.best_rate import best_rate
+from mindllm_engine.studies.wind_tunnel.best_rate import best_rate
 
 GRID = [0.001, 0.002, 0.004, 0.008, 0.016]
 

@@ -7,8 +7,8 @@ import torch
 from mindllm_engine.data.loader import Batch
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.models.minicpm import MiniCPMConfig
-from mindllm_engine.studies.activation_sizes import Sizes, activations
-from mindllm_engine.studies.coordinates import CoordinatesConfig, slope_over_width
+from mindllm_engine.studies.wind_tunnel.activation_sizes import Sizes, activations
+from mindllm_engine.studies.wind_tunnel.coordinates import CoordinatesConfig, slope_over_width
 from tests.studies.planted import BASE
 
 SEEDS = [1, 2, 3]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.studies.hyperparameter_search import Ranges, SearchConfig, near_best, propose
+from mindllm_engine.studies.wind_tunnel.search import Ranges, SearchConfig, near_best, propose
 from tests.studies.planted import BASE, planted_results, run_rounds
 
 SEEDS = [1, 2, 3]

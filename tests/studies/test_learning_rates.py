@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.studies.learning_rates import LearningRatesConfig
+from mindllm_engine.studies.wind_tunnel.learning_rates import LearningRatesConfig
 from tests.studies.planted import BASE, planted_results, run_rounds
 
 SEEDS = [1, 2, 3]

@@ -17,15 +17,15 @@ from mindllm_engine.data.plan import BlockConfig, Plan, SourceFacts
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.models.gpt_neo import GPTNeo, GPTNeoConfig
-from mindllm_engine.studies.in_context import in_context_gain
-from mindllm_engine.studies.order_measures import (
+from mindllm_engine.studies.orders.experiment import OrdersConfig
+from mindllm_engine.studies.orders.in_context import in_context_gain
+from mindllm_engine.studies.orders.measures import (
     category_changes,
     forgetting,
     mean_curves,
     mean_jump,
     rise_from_lowest,
 )
-from mindllm_engine.studies.orders import OrdersConfig
 from mindllm_engine.studies.results import LeftOut, Results
 from mindllm_engine.studies.study import StudyConfig, run_study
 from tests.studies.planted_text import SEQ_LEN, VOCAB, study_mapping, write_base, write_source

@@ -13,7 +13,8 @@ from mindllm_engine.data.shares import SourceFacts, source_shares
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.studies.findings import read_findings
 from mindllm_engine.studies.results import LeftOut, Results
-from mindllm_engine.studies.source_measures import (
+from mindllm_engine.studies.sources.experiment import SourcesConfig, sources_of
+from mindllm_engine.studies.sources.measures import (
     Place,
     against_language,
     between_languages,
@@ -26,7 +27,6 @@ from mindllm_engine.studies.source_measures import (
     teaches,
     transfer_matrix,
 )
-from mindllm_engine.studies.sources import SourcesConfig, sources_of
 from mindllm_engine.studies.study import StudyConfig, run_study
 from mindllm_engine.training.config import RunConfig
 from tests.studies.planted_text import VOCAB, random_chain, study_mapping, write_base, write_chain_source, write_source

@@ -18,7 +18,7 @@ from mindllm_engine.studies.findings import read_findings
 from mindllm_engine.studies.results import read_results
 from mindllm_engine.studies.study import StudyConfig, StudySection, run_study
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
-from mindllm_engine.studies.wsd import InstructionConfig, WsdConfig
+from mindllm_engine.studies.wsd.experiment import InstructionConfig, WsdConfig
 from mindllm_engine.training.loop import pretrain
 from mindllm_engine.training.metrics import read_metrics
 from tests.studies.planted_results import planted_results

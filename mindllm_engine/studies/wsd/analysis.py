@@ -1,4 +1,4 @@
-"""What the trials of wsd.py say of MiniCPM's claims (arXiv 2404.06395, sections 4.2 to 4.5 and 5).
+"""What the trials of experiment.py say of MiniCPM's claims (arXiv 2404.06395, sections 4.2 to 4.5 and 5).
 
 A loss is the mean over the pre-training sources of the held-out loss, nats a token; that of instructions is the mean
 over the sources of instructions. Comparisons are paired by seed.
@@ -14,10 +14,10 @@ from mindllm_engine.studies.paired import Value, difference, judged, mean_loss, 
 from mindllm_engine.studies.pictures import picture
 from mindllm_engine.studies.results import Result, Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import mean_estimate
-from mindllm_engine.studies.wsd_instructions import instruction_claims, instruction_table
+from mindllm_engine.studies.wsd.instructions import instruction_claims, instruction_table
 
 if TYPE_CHECKING:
-    from mindllm_engine.studies.wsd import WsdConfig
+    from mindllm_engine.studies.wsd.experiment import WsdConfig
 
 PAPER = "MiniCPM (arXiv 2404.06395)"
 FIGURE_5 = f"{PAPER}, section 4.3, Figure 5"

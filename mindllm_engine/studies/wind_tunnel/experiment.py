@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mindllm_engine.studies.coordinates import CoordinatesConfig
 from mindllm_engine.studies.experiment import Experiment
 from mindllm_engine.studies.findings import Findings
-from mindllm_engine.studies.hyperparameter_search import SearchConfig
-from mindllm_engine.studies.learning_rates import LearningRatesConfig
 from mindllm_engine.studies.results import Results
 from mindllm_engine.studies.trials import Trial
+from mindllm_engine.studies.wind_tunnel.coordinates import CoordinatesConfig
+from mindllm_engine.studies.wind_tunnel.learning_rates import LearningRatesConfig
+from mindllm_engine.studies.wind_tunnel.search import SearchConfig
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Plots of `sources.py`: learning curves (as MindLLM's Figure 3) and matrices as heat maps (as its Figure 4)."""
+"""Plots of `experiment.py`: learning curves (as MindLLM's Figure 3) and matrices as heat maps (as its Figure 4)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mindllm_engine.studies.findings import Picture
 from mindllm_engine.studies.pictures import heat_map, picture
-from mindllm_engine.studies.source_runs import Measured
+from mindllm_engine.studies.sources.runs import Measured
 
 
 def source_pictures(measured: Measured, alike: NDArray[np.float64]) -> list[Picture]:

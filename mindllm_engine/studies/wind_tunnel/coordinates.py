@@ -13,14 +13,20 @@ from typing import Any, Literal
 import numpy as np
 
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.studies.activation_sizes import Sizes, activation_sizes
 from mindllm_engine.studies.claims import Claim, judge_above, judge_within, not_decidable
 from mindllm_engine.studies.findings import Findings, Picture, Table
-from mindllm_engine.studies.parametrization import PARAMETRIZATIONS, SHOWN, Parametrization, network_at, rate_changes
 from mindllm_engine.studies.pictures import picture
 from mindllm_engine.studies.results import Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import Estimate, mean_estimate
 from mindllm_engine.studies.trials import Trial, named
+from mindllm_engine.studies.wind_tunnel.activation_sizes import Sizes, activation_sizes
+from mindllm_engine.studies.wind_tunnel.parametrization import (
+    PARAMETRIZATIONS,
+    SHOWN,
+    Parametrization,
+    network_at,
+    rate_changes,
+)
 
 SOURCE = "MiniCPM section 3.1, Table 7; arXiv 2203.03466, appendix D.1"
 PART = "coordinates"

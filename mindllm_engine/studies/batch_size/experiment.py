@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.studies.batch_optima import (
+from mindllm_engine.studies.batch_size.data_law import DataLawConfig, fit_data_law
+from mindllm_engine.studies.batch_size.optima import (
     LEAST_BATCHES,
     BatchLaw,
     Curve,
@@ -25,7 +26,6 @@ from mindllm_engine.studies.batch_optima import (
     optimum_at,
 )
 from mindllm_engine.studies.claims import Claim, judge_above, judge_within, not_decidable
-from mindllm_engine.studies.data_law import DataLawConfig, fit_data_law
 from mindllm_engine.studies.findings import Findings, Picture, Table
 from mindllm_engine.studies.laws import MINICPM_BATCH_COEFFICIENT, MINICPM_BATCH_EXPONENT
 from mindllm_engine.studies.networks import NetworkSize, WidthRule, check_sizes, steps_of

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.studies.best_rate import BestRate, best_rate
 from mindllm_engine.studies.claims import Claim, judge_above, judge_below, judge_within, not_decidable
 from mindllm_engine.studies.findings import Findings, Picture, Table
-from mindllm_engine.studies.parametrization import (
+from mindllm_engine.studies.pictures import picture
+from mindllm_engine.studies.results import Results, refuse_mixed_text
+from mindllm_engine.studies.seeds import Estimate, mean_estimate, paired_estimate
+from mindllm_engine.studies.trials import Trial, named
+from mindllm_engine.studies.wind_tunnel.best_rate import BestRate, best_rate
+from mindllm_engine.studies.wind_tunnel.parametrization import (
     PARAMETRIZATIONS,
     SHOWN,
     Parametrization,
@@ -21,11 +25,7 @@ from mindllm_engine.studies.parametrization import (
     network_at,
     rate_changes,
 )
-from mindllm_engine.studies.pictures import picture
-from mindllm_engine.studies.results import Results, refuse_mixed_text
-from mindllm_engine.studies.seeds import Estimate, mean_estimate, paired_estimate
-from mindllm_engine.studies.trial_loss import loss_or_ignorance
-from mindllm_engine.studies.trials import Trial, named
+from mindllm_engine.studies.wind_tunnel.trial_loss import loss_or_ignorance
 
 SOURCE = "MiniCPM section 3.3, Fig. 3"
 PART = "learning_rates"

@@ -1,8 +1,8 @@
 """Blocked, shuffled, chunked (MindLLM, section 4.5, Figures 5 to 7): the same text and hyperparameters in three orders.
 
 Of each run: its training loss where the category changes, held-out loss by language, what it forgets of earlier
-categories, and what documents of the same source in the context are worth. `order_runs.py` reads the runs,
-`order_measures.py` and `in_context.py` have the measures, `order_pictures.py` the plots.
+categories, and what documents of the same source in the context are worth. `runs.py` reads the runs,
+`measures.py` and `in_context.py` have the measures, `pictures.py` the plots.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ from mindllm_engine.data.mixture import Order
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.studies.claims import Claim, judge_above, not_decidable
 from mindllm_engine.studies.findings import Findings, Table
-from mindllm_engine.studies.order_measures import rise_from_lowest
-from mindllm_engine.studies.order_pictures import order_pictures
-from mindllm_engine.studies.order_runs import ORDERS, Measured, RunMeasures, measure
+from mindllm_engine.studies.orders.measures import rise_from_lowest
+from mindllm_engine.studies.orders.pictures import order_pictures
+from mindllm_engine.studies.orders.runs import ORDERS, Measured, RunMeasures, measure
 from mindllm_engine.studies.results import Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import mean_estimate, paired_estimate
 from mindllm_engine.studies.trials import Trial, named

@@ -1,11 +1,11 @@
-"""Plots of `orders.py`: training loss, held-out loss by language, and by category, over the course of the runs."""
+"""Plots of `experiment.py`: training loss, held-out loss by language, and by category, over the course of the runs."""
 
 from typing import Any
 
 import numpy as np
 
 from mindllm_engine.studies.findings import Picture
-from mindllm_engine.studies.order_runs import Measured
+from mindllm_engine.studies.orders.runs import Measured
 from mindllm_engine.studies.pictures import picture
 
 # Steps over which the training loss is averaged.

@@ -4,7 +4,7 @@
 The stable run is a chain of trials, each of which goes on from the one before to the next point at which a branch
 leaves. Each stretch of the chain is a block of the plan, since a block once begun keeps its size; so branches and
 cosine runs of one budget read the same samples in the same order. A larger budget prolongs the chain, and leaves what
-has been trained as it is. What the trials came to is read in wsd_findings.py.
+has been trained as it is. What the trials came to is read in analysis.py.
 """
 
 import itertools
@@ -60,7 +60,7 @@ class WsdConfig:
 
     def analyse(self, results: Results, seeds: list[int]) -> Findings:
         """Claims on equal ends, on lengths of decay, on cost, and on instructions. Raises DataError."""
-        from mindllm_engine.studies.wsd_findings import wsd_findings
+        from mindllm_engine.studies.wsd.analysis import wsd_findings
 
         return wsd_findings(self, results)
 

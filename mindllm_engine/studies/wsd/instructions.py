@@ -1,5 +1,5 @@
 """Instructions mixed into the decay against instructions after it (MiniCPM, arXiv 2404.06395, section 5): the part of
-wsd_findings.py that reads the trials with instructions."""
+analysis.py that reads the trials with instructions."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from mindllm_engine.studies.results import Results
 from mindllm_engine.studies.seeds import Estimate, mean_estimate
 
 if TYPE_CHECKING:
-    from mindllm_engine.studies.wsd import InstructionConfig, WsdConfig
+    from mindllm_engine.studies.wsd.experiment import InstructionConfig, WsdConfig
 
 SECTION_5 = "MiniCPM (arXiv 2404.06395), section 5"
 TABLE_1 = f"{SECTION_5}, Table 1"

@@ -1,7 +1,7 @@
 """What each source teaches (MindLLM, section 2.4.2, Figures 3 and 4): one small network a source, all of them measured
 on all sources, and the mixture that the paper's advice suggests.
 
-`source_runs.py` reads the networks, `source_measures.py` has the arithmetic, `source_pictures.py` the plots.
+`runs.py` reads the networks, `measures.py` has the arithmetic, `pictures.py` the plots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from mindllm_engine.studies.claims import Claim, judge_above, judge_below, not_d
 from mindllm_engine.studies.findings import Findings, Table
 from mindllm_engine.studies.results import Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import Estimate, mean_estimate
-from mindllm_engine.studies.source_measures import (
+from mindllm_engine.studies.sources.measures import (
     RETAINED,
     against_language,
     between_languages,
@@ -26,8 +26,8 @@ from mindllm_engine.studies.source_measures import (
     mixture_weights,
     similarity,
 )
-from mindllm_engine.studies.source_pictures import source_pictures
-from mindllm_engine.studies.source_runs import Measured, measure
+from mindllm_engine.studies.sources.pictures import source_pictures
+from mindllm_engine.studies.sources.runs import Measured, measure
 from mindllm_engine.studies.trials import Trial, named
 
 MIXTURE_FILE = "mixture.yaml"

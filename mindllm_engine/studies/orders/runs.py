@@ -1,4 +1,4 @@
-"""What `orders.py` compares, read from the finished runs of the three orders."""
+"""What `experiment.py` compares, read from the finished runs of the three orders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import torch
 from mindllm_engine.data.mixture import Order
 from mindllm_engine.data.token_files import TokenFile
 from mindllm_engine.errors import DataError
-from mindllm_engine.studies.in_context import in_context_gain
-from mindllm_engine.studies.order_measures import category_changes, forgetting, mean_curves, mean_jump
+from mindllm_engine.studies.orders.in_context import in_context_gain
+from mindllm_engine.studies.orders.measures import category_changes, forgetting, mean_curves, mean_jump
 from mindllm_engine.studies.results import Result, Results
 from mindllm_engine.training.setup import Data, open_data
 from mindllm_engine.training.weights import load_model

@@ -14,12 +14,12 @@ from typing import Any
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.studies.claims import Claim, judge_below, judge_within, not_decidable
 from mindllm_engine.studies.findings import Findings, Picture, Table
-from mindllm_engine.studies.parametrization import base_network, rate_changes
 from mindllm_engine.studies.pictures import picture
 from mindllm_engine.studies.results import Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import Estimate, paired_estimate
-from mindllm_engine.studies.trial_loss import loss_or_ignorance
 from mindllm_engine.studies.trials import Trial, named
+from mindllm_engine.studies.wind_tunnel.parametrization import base_network, rate_changes
+from mindllm_engine.studies.wind_tunnel.trial_loss import loss_or_ignorance
 
 SOURCE = "MiniCPM appendix A.1, Fig. 14"
 PART = "search"

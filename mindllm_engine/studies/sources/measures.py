@@ -1,6 +1,6 @@
 """What the losses of one network a source say of the sources: transfer, likeness, and the mixture that follows.
 
-Everything here is arithmetic on matrices, apart from runs: `source_runs.py` reads those.
+Everything here is arithmetic on matrices, apart from runs: `runs.py` reads those.
 """
 
 from collections.abc import Sequence

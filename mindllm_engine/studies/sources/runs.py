@@ -1,4 +1,4 @@
-"""The matrices that `sources.py` analyses, read from the finished networks of all sources and seeds."""
+"""The matrices that `experiment.py` analyses, read from the finished networks of all sources and seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.studies.results import Result, Results
-from mindllm_engine.studies.source_measures import Place, late_share, taught, teaches, transfer_matrix
+from mindllm_engine.studies.sources.measures import Place, late_share, taught, teaches, transfer_matrix
 from mindllm_engine.training.setup import open_prepared
 
 
@@ -23,7 +23,7 @@ class Measured:
         trained: (seeds, networks, texts) bits per byte after it.
         curves: (seeds, sources, points) bits per byte of each source's own text while its network learns.
         transfer: (seeds, networks, texts), see `transfer_matrix`.
-        teaches, taught, late: (seeds, sources), see `source_measures.py`.
+        teaches, taught, late: (seeds, sources), see `measures.py`.
         seq_len: tokens that a network sees at a time.
     """
 

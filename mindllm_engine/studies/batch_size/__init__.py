@@ -1,0 +1,1 @@
+"""The optimal batch size against loss, and L(N, D) from decay branches."""

@@ -1,0 +1,1 @@
+"""Blocked, shuffled and chunked text: forgetting and in-context gain."""

@@ -1,0 +1,1 @@
+"""What each source teaches: learning curves, transfer between sources, and a mixture."""

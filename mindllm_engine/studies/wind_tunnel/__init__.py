@@ -1,0 +1,1 @@
+"""MiniCPM's rules of width: coordinate check, best learning rates, hyperparameter search."""

@@ -1,0 +1,1 @@
+"""Warm-up, stable, decay against cosine schedules; instructions in the decay."""
