@@ -9,7 +9,7 @@ from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.models.minicpm import MiniCPMConfig
 from mindllm_engine.studies.wind_tunnel.activation_sizes import Sizes, activations
 from mindllm_engine.studies.wind_tunnel.coordinates import CoordinatesConfig, slope_over_width
-from tests.studies.planted import BASE
+from tests.studies.planted_rounds import BASE
 
 SEEDS = [1, 2, 3]
 WIDTHS = [64, 128, 256]

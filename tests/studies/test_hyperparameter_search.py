@@ -7,7 +7,7 @@ import pytest
 
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.studies.wind_tunnel.search import Ranges, SearchConfig, near_best, propose
-from tests.studies.planted import BASE, planted_results, run_rounds
+from tests.studies.planted_rounds import BASE, results_with, run_rounds
 
 SEEDS = [1, 2, 3]
 RANGES = Ranges(scale_emb=(1, 25), scale_depth=(0.5, 8), init_std=(0.02, 0.2), lr=(0.001, 0.08))
@@ -39,7 +39,7 @@ def test_asks_for_the_same_trials_again_from_the_same_results() -> None:
     results = run_rounds(of, SEEDS, bowl)
     again = config(batches=3).trials(BASE, SEEDS, results)
     assert {trial.name: trial.settings for trial in again} == {result.name: result.settings for result in results}
-    begun = planted_results([trial for trial in again if trial.settings.get("batch") in (0, None)][:9], bowl)
+    begun = results_with([trial for trial in again if trial.settings.get("batch") in (0, None)][:9], bowl)
     resumed = {trial.name: trial.settings for trial in of.trials(BASE, SEEDS, begun)}
     assert resumed == {
         result.name: result.settings

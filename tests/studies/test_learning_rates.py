@@ -7,7 +7,7 @@ import pytest
 
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.studies.wind_tunnel.learning_rates import LearningRatesConfig
-from tests.studies.planted import BASE, planted_results, run_rounds
+from tests.studies.planted_rounds import BASE, results_with, run_rounds
 
 SEEDS = [1, 2, 3]
 RATES = [0.0025, 0.005, 0.01, 0.02, 0.04]
@@ -104,7 +104,7 @@ def test_diverged_runs_count_as_a_guess_and_do_not_end_the_study() -> None:
 def test_a_network_that_is_missing_leaves_its_claims_undecided() -> None:
     of = config()
     trials = of.trials(BASE, SEEDS, None)
-    results = planted_results([trial for trial in trials if trial.settings["width"] != 256], law)
+    results = results_with([trial for trial in trials if trial.settings["width"] != 256], law)
     findings = of.analyse(results, SEEDS)
     assert {claim.verdict for claim in findings.claims} == {"not decidable"}
     assert findings.claims[0].reason == "too few rates have a loss"
@@ -115,14 +115,14 @@ def test_one_seed_decides_nothing() -> None:
 
 
 def test_nothing_finished_is_said_with_a_reason() -> None:
-    results = planted_results(config().trials(BASE, SEEDS, None), lambda settings: None)
+    results = results_with(config().trials(BASE, SEEDS, None), lambda settings: None)
     with pytest.raises(DataError, match=r"no trial has finished \(.*diverged"):
         config().analyse(results, SEEDS)
 
 
 def test_mixed_tokenizers_are_refused() -> None:
     trials = config().trials(BASE, SEEDS, None)
-    one, two = planted_results(trials[:40], law), planted_results(trials[40:], law, {"tokenizer": "other"})
+    one, two = results_with(trials[:40], law), results_with(trials[40:], law, {"tokenizer": "other"})
     with pytest.raises(DataError, match="differ in their tokenizer"):
         config().analyse(type(one)([*one, *two], []), SEEDS)
 

@@ -28,7 +28,7 @@ from mindllm_engine.studies.orders.measures import (
 )
 from mindllm_engine.studies.results import LeftOut, Results
 from mindllm_engine.studies.study import StudyConfig, run_study
-from tests.studies.planted_text import SEQ_LEN, VOCAB, study_mapping, write_base, write_source
+from tests.studies.chain_text import SEQ_LEN, VOCAB, study_mapping, write_base, write_source
 
 STEPS = 60
 

@@ -29,7 +29,7 @@ from mindllm_engine.studies.sources.measures import (
 )
 from mindllm_engine.studies.study import StudyConfig, run_study
 from mindllm_engine.training.config import RunConfig
-from tests.studies.planted_text import VOCAB, random_chain, study_mapping, write_base, write_chain_source, write_source
+from tests.studies.chain_text import VOCAB, random_chain, study_mapping, write_base, write_chain_source, write_source
 
 NAMES = ["en_chain", "en_near", "en_twin", "zh_far"]
 

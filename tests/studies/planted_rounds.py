@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
 }
 
 
-def planted_results(
+def results_with(
     trials: Iterable[Trial], loss: Callable[[dict[str, Any]], float | None], text: dict[str, str] | None = None
 ) -> Results:
     """Trials as if trained: each with the loss that `loss` gives its settings, diverged where that is None."""
@@ -65,4 +65,4 @@ def run_rounds(experiment: Any, seeds: list[int], loss: Callable[[dict[str, Any]
         assert len(names) == len(trials)
         if results is not None and names == known:
             return results
-        known, results = names, planted_results(trials, loss)
+        known, results = names, results_with(trials, loss)
