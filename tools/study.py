@@ -20,7 +20,7 @@ def main() -> None:
     for column in ("claim", "paper", "here", "verdict"):
         table.add_column(column)
     for claim in findings.claims:
-        table.add_row(claim.statement, claim.paper, claim.here, claim.verdict)
+        table.add_row(claim.statement, claim.paper_shown, claim.here, claim.verdict)
     console = Console(width=140 if not Console().is_terminal else None)
     console.print(table, markup=False)
     for entry in findings.left_out:

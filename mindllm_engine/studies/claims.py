@@ -28,6 +28,11 @@ class Claim:
     verdict: Verdict
     reason: str
 
+    @property
+    def paper_shown(self) -> str:
+        """The paper's figure as a reader finds it."""
+        return self.paper or "no figure at hand"
+
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

@@ -181,7 +181,7 @@ def claims_table(claims: Sequence[Claim]) -> str:
     """The claims of one study or several, paper beside here."""
     rows = []
     for claim in claims:
-        cells = (claim.statement, claim.source, claim.paper, claim.here, claim.verdict, claim.reason)
+        cells = (claim.statement, claim.source, claim.paper_shown, claim.here, claim.verdict, claim.reason)
         rows.append("<tr>" + "".join(f"<td>{shown(cell)}</td>" for cell in cells) + "</tr>")
     return table(["claim", "source", "paper", "here", "verdict", "because"], rows, 0)
 

@@ -14,6 +14,7 @@ from mindllm_engine.studies.results import LeftOut, Result
 from mindllm_engine.studies.scaling import ScalingConfig
 from mindllm_engine.studies.study import StudyConfig, run_study
 from mindllm_engine.studies.trials import plan_trials
+from tests.studies.planted_rounds import BASE
 from tests.studies.tiny_runs import SEQ_LEN, planted, results_of, runs, write_runs
 
 WIDTHS = (8, 16, 24, 32, 48)
@@ -58,6 +59,14 @@ def test_trials_have_their_budgets_and_rates(tmp_path: Path) -> None:
         width = trial.config.model.selected.hidden_size
         assert trial.config.optim.lr == pytest.approx(4e-3 * (16 / width) ** 0.5)
     assert {trial.config.run.seed for trial in plan} == {1, 2}
+
+
+def test_ladder_of_a_network_with_heads_of_keys_and_values(tmp_path: Path) -> None:
+    """As many as other heads: with those of the base config, 4, the rung of two heads could not be built."""
+    base = {**BASE, "train": {**BASE["train"], "micro_batch_size": 4}}
+    sizes = [NetworkSize(8 * place, 16, 1, place) for place in (1, 2, 3, 4, 6)]
+    plan = plan_trials(ladder(sizes=sizes).trials(base, [1], None), base, tmp_path)
+    assert [trial.config.model.selected.n_kv_heads for trial in plan] == [1, 2, 3, 4, 6]
 
 
 @pytest.mark.parametrize(
