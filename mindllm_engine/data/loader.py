@@ -227,31 +227,48 @@ def pack(samples: list[tuple[NDArray[np.int64], NDArray[np.int64]]], source_ids:
     )
 
 
-def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: int, max_tokens: int) -> list[Batch]:
-    """A held-out file from its beginning, in order, each token a target exactly once (but the first of a document).
+def heldout_rows(tokens: int, seq_len: int, max_tokens: int) -> NDArray[np.int64]:
+    """Which rows of `seq_len` targets of a held-out file are read, by number: all, or as many as `max_tokens` has room
+    for (one at least), evenly spaced. The first ones alone would be a document or two where documents are long."""
+    rows = max(1, -(-(tokens - 1) // seq_len))
+    read = rows if max_tokens >= tokens else min(rows, max(1, max_tokens // seq_len))
+    return np.arange(read, dtype=np.int64) * rows // read
 
-    The file is cut into rows of `seq_len`; a document that crosses a cut goes on without its earlier tokens as context.
-    Rows of padding fill the last micro-batch; their targets are `IGNORED`. At most `max_tokens` tokens are read.
-    A file with a mask is read in whole documents, packed into rows.
+
+def heldout_tokens(file: TokenFile, seq_len: int, max_tokens: int) -> int:
+    """How many of a held-out file's tokens `heldout_batches` reads; of a file with a mask, at most so many."""
+    if file.mask is not None or max_tokens >= file.tokens:
+        return min(file.tokens, max_tokens)
+    begins = heldout_rows(file.tokens, seq_len, max_tokens) * seq_len
+    return int(np.minimum(seq_len, file.tokens - begins).sum())
+
+
+def heldout_batches(file: TokenFile, source_id: int, seq_len: int, micro_batch: int, max_tokens: int) -> list[Batch]:
+    """A held-out file in rows of `seq_len`, each token a target exactly once (but the first of a document).
+
+    A document that crosses a cut goes on without its earlier tokens as context. Rows of padding fill the last
+    micro-batch; their targets are `IGNORED`. Of a file of more than `max_tokens` tokens the rows are a sample
+    (`heldout_rows`). A file with a mask is read in whole documents, packed into rows.
     """
     if file.mask is not None:
         return _masked_batches(file, file.mask, source_id, seq_len, micro_batch, max_tokens)
-    total = min(file.tokens, max_tokens)
-    rows = max(1, -(-(total - 1) // seq_len))
-    stream = np.zeros(-(-rows // micro_batch) * micro_batch * seq_len + 1, np.int64)
-    file.gather(np.array([0], np.int64), np.array([total], np.int64), stream[:total])
+    rows = heldout_rows(file.tokens, seq_len, max_tokens)
     lengths = file.lengths
     document_starts = np.cumsum(lengths[lengths > 0])
     batches = []
-    for first in range(0, rows, micro_batch):
-        samples = []
-        for row in range(first, first + micro_batch):
-            begin, end = row * seq_len, (row + 1) * seq_len + 1
-            inner = document_starts[(document_starts > begin) & (document_starts < min(end, total))] - begin
-            samples.append((stream[begin:end], inner))
+    for first in range(0, len(rows), micro_batch):
+        samples = [(np.zeros(seq_len + 1, np.int64), np.empty(0, np.int64))] * micro_batch
+        beyond = np.ones((micro_batch, seq_len), np.bool_)
+        for place, row in enumerate(rows[first : first + micro_batch].tolist()):
+            begin = row * seq_len
+            count = min(seq_len + 1, file.tokens - begin)
+            tokens = np.zeros(seq_len + 1, np.int64)
+            file.gather(np.array([begin], np.int64), np.array([count], np.int64), tokens[:count])
+            inner = document_starts[(document_starts > begin) & (document_starts < begin + count)] - begin
+            samples[place] = (tokens, inner)
+            beyond[place, : count - 1] = False
         batch = pack(samples, np.full(micro_batch, source_id, np.int64))
-        beyond = np.arange(first * seq_len, (first + micro_batch) * seq_len) + 1 >= total
-        batch.targets[torch.from_numpy(beyond)] = IGNORED
+        batch.targets[torch.from_numpy(beyond.reshape(-1))] = IGNORED
         batches.append(batch)
     return batches
 

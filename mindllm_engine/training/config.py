@@ -85,7 +85,7 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between evaluations of the held-out data, besides the first and last step; 0 for those only."""
     eval_tokens: int | None = None
-    """Held-out tokens read a source; empty for all."""
+    """Held-out tokens read a source, in rows of data.seq_len spread over its text; empty for all."""
     checkpoint_every: int = 0
     """Steps between checkpoints, besides the last step; 0 for that only."""
     keep_checkpoints: int = 2

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindllm_engine.data.loader import heldout_tokens
 from mindllm_engine.distributed import watchdog
 from mindllm_engine.distributed.process_group import (
     any_rank,
@@ -222,8 +223,8 @@ def report_heldout(run: Run) -> None:
     for name, file, (nats, count) in zip(run.data.names, run.data.heldout, by_source, strict=True):
         if file is None or count == 0:
             continue
-        # Where eval_tokens cuts the file short, its bytes are taken to be cut in proportion.
-        read = min(run.config.train.eval_tokens or file.tokens, file.tokens)
+        # Where eval_tokens takes a sample of the file, its bytes are taken to be in proportion.
+        read = heldout_tokens(file, run.config.data.seq_len, run.config.train.eval_tokens or file.tokens)
         text_bytes = file.manifest.text_bytes * read / file.tokens
         record[f"heldout_loss/{name}"] = nats / count
         if run.stage.counts == "token":

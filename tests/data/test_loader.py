@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindllm_engine.data.loader import IGNORED, READ_AHEAD, Batch, Loader, heldout_batches
+from mindllm_engine.data.loader import IGNORED, READ_AHEAD, Batch, Loader, heldout_batches, heldout_tokens
 from mindllm_engine.data.plan import BlockConfig, Packing, Plan, SourceFacts
 from mindllm_engine.data.stream import packed_windows
 from mindllm_engine.data.token_file_builder import TokenFileBuilder
@@ -185,14 +185,34 @@ def test_addressing_takes_few_bytes(tmp_path: Path) -> None:
     assert 0 < loader.addressing_bytes() <= 2 * 8 * (5000 // 512 + 4)
 
 
-@pytest.mark.parametrize("max_tokens", [10**9, 333])
-def test_heldout_scores_each_token_once(tmp_path: Path, max_tokens: int) -> None:
-    file = write_source(tmp_path, "a", [0, *random_lengths(50, 4), 0, 7], seed=4)
+def scored_tokens(file: TokenFile, max_tokens: int) -> list[int]:
     batches = heldout_batches(file, 3, SEQ_LEN, micro_batch=4, max_tokens=max_tokens)
-    scored = torch.cat([batch.targets[batch.targets != IGNORED] for batch in batches]).tolist()
-    tokens = file.read(0, min(file.tokens, max_tokens)).tolist()
-    assert scored == [token for position, token in enumerate(tokens) if position and token != 1]
     assert all((batch.source_ids == 3).all() for batch in batches)
+    return torch.cat([batch.targets[batch.targets != IGNORED] for batch in batches]).tolist()
+
+
+def test_heldout_scores_each_token_once(tmp_path: Path) -> None:
+    file = write_source(tmp_path, "a", [0, *random_lengths(50, 4), 0, 7], seed=4)
+    tokens = file.read(0, file.tokens).tolist()
+    wanted = [token for position, token in enumerate(tokens) if position and token != 1]
+    for enough in (file.tokens, file.tokens + 1, 10**9):
+        assert scored_tokens(file, enough) == wanted
+        assert heldout_tokens(file, SEQ_LEN, enough) == file.tokens
+
+
+@pytest.mark.parametrize("max_tokens", [1, SEQ_LEN, 7 * SEQ_LEN, 8 * SEQ_LEN - 1])
+def test_heldout_sample_is_spread_over_the_file(tmp_path: Path, max_tokens: int) -> None:
+    file = write_source(tmp_path, "a", [SEQ_LEN * 100], seed=4)
+    tokens = file.read(0, file.tokens).tolist()
+    rows = [tokens[begin + 1 : begin + SEQ_LEN + 1] for begin in range(0, len(tokens) - 1, SEQ_LEN)]
+    read = max(1, max_tokens // SEQ_LEN)
+    scored = scored_tokens(file, max_tokens)
+    found = [rows.index(scored[begin : begin + SEQ_LEN]) for begin in range(0, len(scored), SEQ_LEN)]
+    gaps = {later - earlier for earlier, later in itertools.pairwise(found)}
+    assert len(found) == read
+    assert found[0] == 0
+    assert gaps <= {len(rows) // read, len(rows) // read + 1}
+    assert heldout_tokens(file, SEQ_LEN, max_tokens) == len(scored)
 
 
 def read_everything(loader: Loader) -> None:

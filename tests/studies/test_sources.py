@@ -149,6 +149,16 @@ def test_teaching_counts_the_others_of_the_language_only() -> None:
     assert between_languages(transfer, PLACES[:3]) is None
 
 
+def test_a_network_that_is_worse_than_none_teaches_nothing() -> None:
+    transfer = np.array([[1, 0.5, -3.0], [0.5, 1, 0.25], [-20.0, 0.75, 1]])
+    places = [Place(name, lang, "web", 1) for name, lang in (("a", "en"), ("b", "en"), ("c", "en"))]
+    assert teaches(transfer, places) == pytest.approx([0.25, 0.375, 0.375])
+    assert taught(transfer, places) == pytest.approx([0.25, 0.625, 0.125])
+    assert similarity(transfer)[0].tolist() == pytest.approx([1, 0.5, 0])
+    apart = [*places[:2], Place("c", "zh", "web", 1)]
+    assert between_languages(transfer, apart) == pytest.approx(0.5 - 0.25)
+
+
 def test_late_share_of_an_exponential() -> None:
     """Of 1 - e^-2 that is saved by step 200, e^-1 - e^-2 is saved from step 100 on."""
     steps = list(range(0, 201, 10))

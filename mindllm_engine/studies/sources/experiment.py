@@ -233,8 +233,8 @@ def _sources_table(
     note = (
         "Bits per byte of held-out text before training and under the source's own network. late: share of the bits "
         "saved that the second half of training saves. teaches, taught: mean transfer to and from the other sources of "
-        "its language; 1 is as good as the text's own network, 0 as an untrained one. factor: how much more often than "
-        "by its size the mixture reads it within its language; share: of the whole mixture."
+        "its language; 1 is as good as the text's own network, 0 no better than an untrained one. factor: how much "
+        "more often than by its size the mixture reads it within its language; share: of the whole mixture."
     )
     return Table("Sources and the mixture", header, rows, note)
 
@@ -247,7 +247,7 @@ def _pairs_table(alike: NDArray[np.float64], names: Sequence[str]) -> Table:
     estimates.sort(key=lambda entry: -entry[0].value)
     shown = estimates if len(estimates) <= 2 * PAIRS_SHOWN else estimates[:PAIRS_SHOWN] + estimates[-PAIRS_SHOWN:]
     note = (
-        "Mean transfer in both directions; the most and the least alike. Intervals are over seeds: that the held-out "
-        "text is a sample they do not contain."
+        "Mean transfer in both directions, 0 where a network is worse than an untrained one; the most and the least "
+        "alike. Intervals are over seeds: that the held-out text is a sample they do not contain."
     )
     return Table("Likeness of sources", ["pair", "similarity"], [[name, entry.text(3)] for entry, name in shown], note)

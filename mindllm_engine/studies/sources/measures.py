@@ -63,9 +63,16 @@ def transfer_matrix(
     return np.asarray(saved / own[None, :])
 
 
+def useful(transfer: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transfer with 0 for what lies below: a network that is worse than an untrained one teaches nothing. How far below
+    it lies tells how sure it is where it is wrong, and one such source would outweigh all others in a mean."""
+    return np.maximum(transfer, 0.0)
+
+
 def similarity(transfer: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How alike two sources are: the mean of their transfer in both directions, (sources, sources), symmetric."""
-    return np.asarray((transfer + transfer.T) / 2)
+    """How alike two sources are: the mean of useful transfer in both directions, (sources, sources), symmetric."""
+    found = useful(transfer)
+    return np.asarray((found + found.T) / 2)
 
 
 def peers(place: Place, places: Sequence[Place]) -> list[int]:
@@ -76,12 +83,12 @@ def peers(place: Place, places: Sequence[Place]) -> list[int]:
 
 def teaches(transfer: NDArray[np.float64], places: Sequence[Place]) -> NDArray[np.float64]:
     """How well each source's network serves the other sources of its language, on average, (sources,)."""
-    return np.array([transfer[number, peers(place, places)].mean() for number, place in enumerate(places)])
+    return np.array([useful(transfer)[number, peers(place, places)].mean() for number, place in enumerate(places)])
 
 
 def taught(transfer: NDArray[np.float64], places: Sequence[Place]) -> NDArray[np.float64]:
     """How well the networks of the other sources of its language serve each source, on average, (sources,)."""
-    return np.array([transfer[peers(place, places), number].mean() for number, place in enumerate(places)])
+    return np.array([useful(transfer)[peers(place, places), number].mean() for number, place in enumerate(places)])
 
 
 def late_share(steps: Sequence[int], bits: Sequence[float]) -> float:
@@ -115,11 +122,12 @@ def against_language(values: NDArray[np.float64], places: Sequence[Place], categ
 
 
 def between_languages(transfer: NDArray[np.float64], places: Sequence[Place]) -> float | None:
-    """Mean transfer between two sources of one language less that between two of different ones; None where there are
-    not both kinds of pairs."""
+    """Mean useful transfer between two sources of one language less that between two of different ones; None where
+    there are not both kinds of pairs."""
     pairs = [(row, column) for row in range(len(places)) for column in range(len(places)) if row != column]
-    same = [transfer[pair] for pair in pairs if places[pair[0]].language == places[pair[1]].language]
-    other = [transfer[pair] for pair in pairs if places[pair[0]].language != places[pair[1]].language]
+    found = useful(transfer)
+    same = [found[pair] for pair in pairs if places[pair[0]].language == places[pair[1]].language]
+    other = [found[pair] for pair in pairs if places[pair[0]].language != places[pair[1]].language]
     return float(np.mean(same) - np.mean(other)) if same and other else None
 
 
