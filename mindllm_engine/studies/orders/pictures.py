@@ -14,7 +14,7 @@ COLOURS = {"shuffled": "tab:blue", "blocked": "tab:red", "chunked": "tab:green"}
 
 
 def order_pictures(measured: Measured) -> list[Picture]:
-    """Means over seeds; vertical lines where the blocked order changes category."""
+    """Means over seeds; vertical lines where the blocked order goes on to the category named there."""
     runs = {order: list(of_order.values()) for order, of_order in measured.runs.items()}
     first = next(iter(runs.values()))[0]
 
@@ -36,6 +36,8 @@ def order_pictures(measured: Measured) -> list[Picture]:
 
     def categories(*axes: Any) -> None:
         for (order, of_order), part in zip(runs.items(), axes, strict=True):
+            if part is not axes[0]:
+                part.sharey(axes[0])
             for category in first.categories:
                 part.plot(first.steps, np.mean([run.categories[category] for run in of_order], axis=0), label=category)
             _mark_changes(part, measured)
@@ -49,5 +51,7 @@ def order_pictures(measured: Measured) -> list[Picture]:
 
 
 def _mark_changes(axes: Any, measured: Measured) -> None:
-    for step, _ in measured.changes:
+    for step, category in measured.changes:
         axes.axvline(step, color="grey", linestyle=":", linewidth=0.7)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (2, -2), "textcoords": "offset points"}
+        axes.annotate(category, (step, 1), rotation=90, va="top", fontsize=6, color="grey", **place)
