@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mindllm_engine.command_line import parse_arguments, run_tool, split_arguments
-from mindllm_engine.studies.findings import read_findings, write_joint_page
+from mindllm_engine.studies.report import read_findings, write_joint_page
 
 
 @dataclass
 class ReportArguments:
-    """Write one self-contained HTML page about several studies, and print the verdicts on all claims."""
+    """Write one self-contained HTML page about several studies, the same claims and plots in Markdown, and print the
+    verdicts."""
 
     out: str
     """The page. The plots and findings.json of each study are copied beside it, in a folder of the study's name."""
@@ -32,7 +33,7 @@ def main() -> None:
         table.add_column(column)
     for name, findings in studies.items():
         for claim in findings.claims:
-            table.add_row(name, claim.statement, claim.paper, claim.here, claim.verdict)
+            table.add_row(name, claim.statement, claim.paper_shown, claim.here, claim.verdict)
     console = Console(width=150 if not Console().is_terminal else None)
     console.print(table, markup=False)
     console.print(f"page      {arguments.out}", highlight=False, soft_wrap=True)

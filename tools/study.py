@@ -5,7 +5,7 @@ from rich.table import Table
 
 from mindllm_engine.command_line import parse_arguments, run_tool
 from mindllm_engine.distributed.launcher import end_with_launcher
-from mindllm_engine.studies.findings import read_findings
+from mindllm_engine.studies.report import read_findings
 from mindllm_engine.studies.study import StudyConfig, run_study
 
 

@@ -1,27 +1,10 @@
-"""What a study found: claims, tables, plots and numbers, written as findings.json, PNG files and one page.
+"""What a study found: claims, tables, plots and numbers, as plain data. `report.py` writes and reads it."""
 
-<study>/findings.json   everything but the pictures, as plain data
-<study>/<file>          what else an analysis makes, such as a config for a run
-<study>/<name>.png      the plots
-<study>/report.html     the page, with the plots inside
-"""
-
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from mindllm_engine.data.atomic_files import write_atomically
-from mindllm_engine.errors import DataError
-from mindllm_engine.html_page import html_page, image, shown, table
 from mindllm_engine.studies.claims import Claim
 from mindllm_engine.studies.results import LeftOut
-
-FINDINGS_FILE = "findings.json"
-PAGE_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -76,116 +59,3 @@ class Findings:
     left_out: list[LeftOut] = field(default_factory=list)
     cost: Cost = field(default_factory=lambda: Cost(0, 0, 0.0))
     files: dict[str, str] = field(default_factory=dict)
-
-
-def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write everything and return the page. Raises DataError if it cannot be written."""
-    content = {
-        "title": findings.title,
-        "machine": platform.processor() or platform.machine(),
-        "claims": [claim.as_json() for claim in findings.claims],
-        "tables": [asdict(entry) for entry in findings.tables],
-        "numbers": findings.numbers,
-        "files": list(findings.files),
-        "left_out": [asdict(entry) for entry in findings.left_out],
-        "cost": asdict(findings.cost),
-        "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
-    }
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    write_atomically(folder / FINDINGS_FILE, orjson.dumps(content, option=options) + b"\n")
-    for picture in findings.pictures:
-        write_atomically(folder / f"{picture.name}.png", picture.png)
-    for name, text in findings.files.items():
-        write_atomically(folder / name, text.encode())
-    page = folder / PAGE_FILE
-    write_atomically(page, html_page(findings.title, study_parts(findings)).encode())
-    return page
-
-
-def read_findings(folder: Path) -> Findings:
-    """What `write_findings` wrote.
-
-    Raises:
-        DataError: the folder has no findings, or damaged ones.
-    """
-    path = folder / FINDINGS_FILE
-    try:
-        content = orjson.loads(path.read_bytes())
-        return Findings(
-            content["title"],
-            [Claim(**claim) for claim in content["claims"]],
-            [Table(**entry) for entry in content["tables"]],
-            [
-                Picture(entry["name"], (folder / f"{entry['name']}.png").read_bytes(), entry["caption"])
-                for entry in content["pictures"]
-            ],
-            content["numbers"],
-            [LeftOut(**entry) for entry in content["left_out"]],
-            Cost(**content["cost"]),
-            {name: (folder / name).read_text(encoding="utf-8") for name in content["files"]},
-        )
-    except OSError as error:
-        raise DataError(
-            f"{error.filename}: cannot be read ({error.strerror}); run tools/study.py for this study first"
-        ) from error
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error}); run tools/study.py for this study again") from error
-
-
-def write_joint_page(studies: Mapping[str, Findings], page: Path) -> None:
-    """One page about several studies by name, all claims first; beside it a folder for each, as `write_findings` fills
-    it.
-
-    Raises:
-        DataError: there is no study, or a file cannot be written.
-    """
-    if not studies:
-        raise DataError("no study is named; give the folders of studies that have run")
-    counts: dict[str, int] = {}
-    for findings in studies.values():
-        for claim in findings.claims:
-            counts[claim.verdict] = counts.get(claim.verdict, 0) + 1
-    said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
-    parts = [f"<p>{sum(counts.values())} claims at this scale: {said}.</p>"]
-    parts += ["<ul>"] + [f'<li><a href="#{shown(name)}">{shown(f.title)}</a></li>' for name, f in studies.items()]
-    parts.append("</ul>")
-    for name, findings in studies.items():
-        write_findings(findings, page.parent / name)
-        parts += [f'<h2 id="{shown(name)}">{shown(findings.title)}</h2>', *study_parts(findings)]
-    write_atomically(page, html_page("The papers' experiments", parts).encode())
-
-
-def study_parts(findings: Findings) -> list[str]:
-    """The page of one study in finished parts, without its title."""
-    parts = [claims_table(findings.claims)]
-    for picture in findings.pictures:
-        parts += [image(picture.png, picture.caption), f'<p class="note">{shown(picture.caption)}</p>']
-    for entry in findings.tables:
-        rows = [_row(row) for row in entry.rows]
-        header = [shown(name) for name in entry.header]
-        parts += [f"<h3>{shown(entry.title)}</h3>", table(header, rows, len(header) - 1)]
-        if entry.note:
-            parts.append(f'<p class="note">{shown(entry.note)}</p>')
-    if findings.left_out:
-        rows = [f"<tr><td>{shown(entry.name)}</td><td>{shown(entry.reason)}</td></tr>" for entry in findings.left_out]
-        parts += ["<h3>Left out</h3>", table(["trial", "reason"], rows, 0)]
-    cost = findings.cost
-    parts.append(
-        f'<p class="note">{cost.trials} trials, {cost.tokens:,} tokens, {cost.seconds / 60:.1f} minutes of training '
-        "when done one after the other.</p>"
-    )
-    return parts
-
-
-def claims_table(claims: Sequence[Claim]) -> str:
-    """The claims of one study or several, paper beside here."""
-    rows = []
-    for claim in claims:
-        cells = (claim.statement, claim.source, claim.paper_shown, claim.here, claim.verdict, claim.reason)
-        rows.append("<tr>" + "".join(f"<td>{shown(cell)}</td>" for cell in cells) + "</tr>")
-    return table(["claim", "source", "paper", "here", "verdict", "because"], rows, 0)
-
-
-def _row(cells: Sequence[str]) -> str:
-    first, *rest = cells
-    return f"<tr><td>{shown(first)}</td>" + "".join(f'<td class="n">{shown(cell)}</td>' for cell in rest) + "</tr>"

@@ -11,9 +11,10 @@ from mindllm_engine.distributed.process_group import environment_world
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.studies.batch_size.experiment import BatchSizeConfig
 from mindllm_engine.studies.experiment import Experiment
-from mindllm_engine.studies.findings import Cost, write_findings
+from mindllm_engine.studies.findings import Cost
 from mindllm_engine.studies.memory import machine_bytes, too_large
 from mindllm_engine.studies.orders.experiment import OrdersConfig
+from mindllm_engine.studies.report import write_findings
 from mindllm_engine.studies.results import LeftOut, Results, read_results
 from mindllm_engine.studies.runner import run_trials
 from mindllm_engine.studies.scaling import ScalingConfig

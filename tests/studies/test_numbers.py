@@ -1,6 +1,7 @@
 """Estimates from seeds against scipy, coverage by simulation, verdicts, and what findings keep through a file."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from scipy import stats
 
 from mindllm_engine.errors import DataError
 from mindllm_engine.studies.claims import Claim, judge_above, judge_below, judge_within, not_decidable
-from mindllm_engine.studies.findings import Cost, Findings, Table, read_findings, write_findings, write_joint_page
+from mindllm_engine.studies.findings import Cost, Findings, Table
 from mindllm_engine.studies.pictures import heat_map, picture
+from mindllm_engine.studies.report import read_findings, write_findings, write_joint_page
 from mindllm_engine.studies.results import LeftOut
 from mindllm_engine.studies.seeds import Estimate, bootstrap_estimate, mean_estimate, paired_estimate
 
@@ -75,7 +77,7 @@ def test_verdicts(low: float, high: float, above: str, below: str, within: str) 
 def some_findings() -> Findings:
     return Findings(
         "A <study>",
-        [Claim("s", "MindLLM 1", "1", "2", "confirmed", "because"), not_decidable("t", "u", "", "no trial")],
+        [Claim("s | t", "MindLLM 1", "1", "2", "confirmed", "because"), not_decidable("t", "u", "", "no trial")],
         [Table("Numbers", ["run", "loss"], [["a", "1.0"]], "nats")],
         [
             picture("curve", "A curve.", lambda axes: axes.plot([1, 2], [2, 1], label="a")),
@@ -126,6 +128,11 @@ def test_several_studies_on_one_page(tmp_path: Path) -> None:
     assert "4 claims at this scale: 2 confirmed, 2 not decidable." in text
     assert text.count("<img ") == 4
     assert (page.parent / "two" / "curve.png").exists()
+    plain = page.with_suffix(".md").read_text()
+    assert "4 claims at this scale: 2 confirmed, 2 not decidable." in plain
+    assert all((page.parent / target).exists() for target in re.findall(r"!\[.*?\]\((.*?)\)", plain))
+    rows = [line for line in plain.splitlines() if line.startswith("| ") and "**" in line]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [6] * 4
     assert read_findings(page.parent / "one") == some_findings()
 
 

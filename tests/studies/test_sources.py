@@ -11,7 +11,7 @@ import yaml
 from mindllm_engine.command_line import merge_mappings, parse_mapping, read_yaml
 from mindllm_engine.data.shares import SourceFacts, source_shares
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.studies.findings import read_findings
+from mindllm_engine.studies.report import read_findings
 from mindllm_engine.studies.results import LeftOut, Results
 from mindllm_engine.studies.sources.experiment import SourcesConfig, sources_of
 from mindllm_engine.studies.sources.measures import (

@@ -8,7 +8,7 @@ import pytest
 
 from mindllm_engine.command_line import read_yaml
 from mindllm_engine.errors import ConfigError, DataError
-from mindllm_engine.studies.findings import read_findings
+from mindllm_engine.studies.report import read_findings
 from mindllm_engine.studies.study import StudyConfig, StudySection, run_study
 from mindllm_engine.studies.transfer import TransferConfig
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials

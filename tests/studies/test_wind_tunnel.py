@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mindllm_engine.command_line import parse_arguments, read_yaml
-from mindllm_engine.studies.findings import read_findings
+from mindllm_engine.studies.report import read_findings
 from mindllm_engine.studies.study import StudyConfig, run_study
 from tests.studies.toy_study import write_base
 

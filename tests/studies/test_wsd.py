@@ -14,7 +14,7 @@ from mindllm_engine.command_line import read_yaml
 from mindllm_engine.data.plan import Plan, SourceFacts
 from mindllm_engine.errors import ConfigError, DataError
 from mindllm_engine.optim.schedules import learning_rate
-from mindllm_engine.studies.findings import read_findings
+from mindllm_engine.studies.report import read_findings
 from mindllm_engine.studies.results import read_results
 from mindllm_engine.studies.study import StudyConfig, StudySection, run_study
 from mindllm_engine.studies.trials import PlannedTrial, Trial, plan_trials
