@@ -6,7 +6,6 @@
 <study>/report.html     the page, with the plots inside
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from mindllm_engine.html_page import html_page, image, shown, table
 from mindllm_engine.studies.claims import Claim
 from mindllm_engine.studies.findings import Cost, Findings, Picture, Table
 from mindllm_engine.studies.results import LeftOut
+from mindllm_engine.training.environment import processor_name
 
 FINDINGS_FILE = "findings.json"
 PAGE_FILE = "report.html"
@@ -29,7 +29,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     """Write everything and return the page. Raises DataError if it cannot be written."""
     content = {
         "title": findings.title,
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "claims": [claim.as_json() for claim in findings.claims],
         "tables": [asdict(entry) for entry in findings.tables],
         "numbers": findings.numbers,
