@@ -7,29 +7,53 @@ from typing import Any
 from mindllm_engine.studies.findings import Picture
 
 
-def picture(name: str, caption: str, draw: Callable[..., None], columns: int = 1, height: float = 5.0) -> Picture:
+def picture(
+    name: str,
+    caption: str,
+    draw: Callable[..., None],
+    columns: int = 1,
+    height: float = 5.0,
+    one_scale: bool = False,
+) -> Picture:
     """Draw on one axes or on several side by side: `draw` gets them as its arguments.
 
     Args:
         name: of the file, without its ending.
         caption: what it shows, in a sentence.
+        one_scale: whether all axes have the same vertical scale.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, figsize=(6.5 * columns, height), layout="constrained", squeeze=False)
+    size = (6.5 * columns, height)
+    figure, axes = pyplot.subplots(1, columns, figsize=size, layout="constrained", squeeze=False, sharey=one_scale)
     draw(*axes[0])
     for part in axes[0]:
         if not part.images:
             part.grid(alpha=0.3)
+        for axis in (part.xaxis, part.yaxis):
+            if axis.get_scale() == "log":
+                _label_logarithms(axis)
         if part.get_legend_handles_labels()[0]:
             part.legend(fontsize=7)
     file = io.BytesIO()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
     return Picture(name, file.getvalue(), caption)
+
+
+def _label_logarithms(axis: Any) -> None:
+    """Numbers that can be read where an axis spans few powers of ten; matplotlib labels every ninth of one there."""
+    from matplotlib import ticker
+
+    low, high = axis.get_view_interval()
+    if high > 1000 * low:
+        return
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if high > 5 * low else ticker.MaxNLocator(6))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:g}" if value < 1e5 else f"{value:.1e}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def heat_map(axes: Any, values: list[list[float]], rows: list[str], columns: list[str], digits: int = 2) -> None:

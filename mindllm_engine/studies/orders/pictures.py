@@ -36,8 +36,6 @@ def order_pictures(measured: Measured) -> list[Picture]:
 
     def categories(*axes: Any) -> None:
         for (order, of_order), part in zip(runs.items(), axes, strict=True):
-            if part is not axes[0]:
-                part.sharey(axes[0])
             for category in first.categories:
                 part.plot(first.steps, np.mean([run.categories[category] for run in of_order], axis=0), label=category)
             _mark_changes(part, measured)
@@ -46,7 +44,9 @@ def order_pictures(measured: Measured) -> list[Picture]:
     return [
         picture("training", f"Training loss, mean of {SMOOTHING} steps; dotted: the blocked order goes on.", training),
         picture("languages", "Held-out text by language.", languages, len(first.languages)),
-        picture("categories", "Held-out text by category: what is forgotten rises.", categories, len(runs)),
+        picture(
+            "categories", "Held-out text by category: what is forgotten rises.", categories, len(runs), one_scale=True
+        ),
     ]
 
 

@@ -148,7 +148,7 @@ class CoordinatesConfig:
                 axes.set_ylabel(f"change by step {self.steps} (root mean square)")
 
         caption = f"How far {self.steps} steps move the activations, over the width; mean over seeds."
-        return picture("coordinates", caption, draw, columns=len(PARAMETRIZATIONS))
+        return picture("coordinates", caption, draw, columns=len(PARAMETRIZATIONS), one_scale=True)
 
 
 def slope_over_width(sizes: Mapping[int, float]) -> float:

@@ -213,7 +213,7 @@ class LearningRatesConfig:
                 axes.set_ylabel("held-out loss (nats a token)")
 
         caption = "Held-out loss over peak learning rate, mean over seeds; a diverged run counts as a uniform guess."
-        return picture("learning_rates", caption, draw, columns=len(PARAMETRIZATIONS))
+        return picture("learning_rates", caption, draw, columns=len(PARAMETRIZATIONS), one_scale=True)
 
 
 def _parametrization(width: int, base_width: int, wanted: Parametrization) -> Parametrization:

@@ -85,14 +85,13 @@ class SearchConfig:
         paper, found = (results.with_settings(kind=kind) for kind in ("paper", "found"))
         noise = _deviation([[result.loss for result in of] for of in (paper, found)])
         claims = [self._equal_claim(paper, found)]
-        for name in _names():
-            here = next((result.settings["setting"][name] for result in paper), None)
-            claims.append(_place_claim(name, here, near_best(searched, name, noise)))
+        given: Setting = next((result.settings["setting"] for result in paper), {})
+        claims += [_place_claim(name, given.get(name), near_best(searched, name, noise)) for name in _names()]
         return Findings(
             "Hyperparameter search",
             claims,
             [_table(searched, noise)],
-            [_picture(searched)],
+            [_picture(searched, given)],
             {"searched": [setting | {"loss": loss} for setting, loss in searched], "deviation_over_seeds": noise},
         )
 
@@ -203,13 +202,17 @@ def _table(searched: Sequence[tuple[Setting, float]], noise: float | None) -> Ta
     return Table("Settings searched", ["held-out loss", *_names()], rows, note)
 
 
-def _picture(searched: Sequence[tuple[Setting, float]]) -> Picture:
+def _picture(searched: Sequence[tuple[Setting, float]], given: Setting) -> Picture:
     def draw(*panels: Any) -> None:
         for name, axes in zip(_names(), panels, strict=True):
             axes.plot([setting[name] for setting, _ in searched], [loss for _, loss in searched], "o", markersize=4)
-            axes.set(xscale="log", xlabel=name, ylabel="held-out loss (nats a token)")
+            if name in given:
+                axes.axvline(given[name], color="grey", linestyle=":", linewidth=1, label="paper")
+            axes.set(xscale="log", xlabel=name)
+        panels[0].set_ylabel("held-out loss (nats a token)")
 
-    return picture("search", "Held-out loss of every setting searched.", draw, columns=len(_names()), height=4.0)
+    caption = "Held-out loss of every setting searched; dotted: the paper's."
+    return picture("search", caption, draw, columns=len(_names()), height=4.0, one_scale=True)
 
 
 def _by_seed(results: Results) -> dict[int, float]:
