@@ -57,14 +57,15 @@ class ChatServer:
                         outer.requests.append(request)
                         outer.keys.append(self.headers["Authorization"])
                     reply = answer(request)
+                    reply = completion(reply) if isinstance(reply, str) else reply
+                    time.sleep(reply.seconds_before)
                 finally:  # before it is sent: the client may ask again as soon as it has it
                     with outer._lock:
                         outer._at_once -= 1
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
-                    self.send(completion(reply) if isinstance(reply, str) else reply)
+                    self.send(reply)
 
             def send(self, reply: Reply) -> None:
-                time.sleep(reply.seconds_before)
                 self.send_response(reply.status)
                 for name, value in reply.headers:
                     self.send_header(name, value)
