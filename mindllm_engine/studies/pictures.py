@@ -1,10 +1,13 @@
 """Plots of studies as PNG, drawn alike."""
 
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mindllm_engine.studies.findings import Picture
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def picture(
@@ -49,11 +52,29 @@ def _label_logarithms(axis: Any) -> None:
     from matplotlib import ticker
 
     low, high = axis.get_view_interval()
-    if high > 1000 * low:
+    if high > 60 * low:
         return
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if high > 5 * low else ticker.MaxNLocator(6))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:g}" if value < 1e5 else f"{value:.1e}"))
     axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def smooth_mean(curves: Sequence[Mapping[int, float]], over: int) -> "tuple[list[int], np.ndarray]":
+    """Mean of several curves, and of `over` points of it that follow each other: noise of single steps goes.
+
+    Args:
+        curves: {x: y} each; where they do not have the same x, those that all have.
+
+    Returns:
+        (x of the last of each `over` points, their mean); empty where there are fewer.
+    """
+    import numpy as np
+
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    if len(shared) < over:
+        return [], np.empty(0)
+    mean = np.mean([[curve[x] for x in shared] for curve in curves], axis=0)
+    return shared[over - 1 :], np.convolve(mean, np.full(over, 1 / over), mode="valid")
 
 
 def heat_map(axes: Any, values: list[list[float]], rows: list[str], columns: list[str], digits: int = 2) -> None:

@@ -55,6 +55,12 @@ class Result:
         return [record for record in self.records if "heldout_loss" in record]
 
     @property
+    def training_losses(self) -> dict[int, float]:
+        """Tokens trained on -> training loss of the step that ended there, nats a token, where it was logged."""
+        logged = [record for record in self.records if record.get("loss") is not None]
+        return {int(record["tokens"]): float(record["loss"]) for record in logged}
+
+    @property
     def loss(self) -> float:
         """Held-out loss at the end, nats a token."""
         return float(self.last["heldout_loss"])

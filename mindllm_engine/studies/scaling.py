@@ -23,7 +23,7 @@ from mindllm_engine.studies.laws import (
     printed_law,
 )
 from mindllm_engine.studies.networks import NetworkSize, WidthRule, check_sizes, parameters_of, steps_of
-from mindllm_engine.studies.pictures import picture
+from mindllm_engine.studies.pictures import picture, smooth_mean
 from mindllm_engine.studies.results import Result, Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import LEVEL, Estimate
 from mindllm_engine.studies.trials import Trial, named
@@ -31,6 +31,8 @@ from mindllm_engine.studies.trials import Trial, named
 SOURCE = "MindLLM, section 2.4.1"
 # Rungs without the one that is predicted, for the law's three unknowns.
 LEAST_RUNGS = 4
+# Logged steps over which the training loss is averaged in the plot.
+SMOOTHING = 10
 # A prediction this near is good enough to plan by, as a share of the loss.
 NEAR = 0.02
 
@@ -230,20 +232,18 @@ def _fit_row(name: str, law: list[float], value: float, measured: float, text: s
 
 
 def _curves_picture(results: Results) -> Picture:
-    """Figure 1: the loss along each run."""
+    """Figure 1: the loss along the runs of each rung."""
 
     def draw(axes: Any) -> None:
-        for result in results:
-            curve = [
-                (FLOPS * result.parameters * record["tokens"], record["loss"])
-                for record in result.records
-                if record.get("loss") is not None and record["tokens"] > 0
-            ]
-            if curve:
-                axes.plot(*zip(*curve, strict=True), lw=0.8, label=f"{result.parameters / 1e6:,.2f} M")
+        for parameters in sorted({result.parameters for result in results}):
+            runs = [result.training_losses for result in results if result.parameters == parameters]
+            tokens, losses = smooth_mean(runs, SMOOTHING)
+            compute = [FLOPS * parameters * count for count in tokens]
+            axes.plot(compute, losses, lw=0.9, label=f"{parameters / 1e6:,.2f} M")
         axes.set(xscale="log", xlabel="compute 6 N D", ylabel="training loss (nats a token)")
 
-    return picture("loss_curves", "Training loss of every run against compute (MindLLM, Figure 1).", draw)
+    caption = f"Training loss against compute (MindLLM, Figure 1), mean over seeds and {SMOOTHING} logged steps."
+    return picture("loss_curves", caption, draw)
 
 
 def _law_picture(

@@ -13,12 +13,20 @@ from scipy import stats
 from mindllm_engine.errors import DataError
 from mindllm_engine.studies.claims import Claim, judge_above, judge_below, judge_within, not_decidable
 from mindllm_engine.studies.findings import Cost, Findings, Table
-from mindllm_engine.studies.pictures import heat_map, picture
+from mindllm_engine.studies.pictures import heat_map, picture, smooth_mean
 from mindllm_engine.studies.report import read_findings, write_findings, write_joint_page
 from mindllm_engine.studies.results import LeftOut
 from mindllm_engine.studies.seeds import Estimate, bootstrap_estimate, mean_estimate, paired_estimate
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_curve_is_the_mean_of_runs_and_of_neighbours() -> None:
+    first, second = {1: 1.0, 2: 2.0, 3: 3.0, 4: 10.0}, {2: 4.0, 3: 5.0, 4: 0.0, 5: 7.0}
+    places, means = smooth_mean([first, second], over=2)
+    assert places == [3, 4]  # those that both have are 2, 3 and 4
+    assert means.tolist() == pytest.approx([3.5, 4.5])
+    assert smooth_mean([first, second], over=4)[0] == smooth_mean([], over=1)[0] == []
 
 
 def test_the_mean_has_students_interval() -> None:

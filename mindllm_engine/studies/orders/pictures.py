@@ -6,7 +6,7 @@ import numpy as np
 
 from mindllm_engine.studies.findings import Picture
 from mindllm_engine.studies.orders.runs import Measured
-from mindllm_engine.studies.pictures import picture
+from mindllm_engine.studies.pictures import picture, smooth_mean
 
 # Steps over which the training loss is averaged.
 SMOOTHING = 5
@@ -20,9 +20,8 @@ def order_pictures(measured: Measured) -> list[Picture]:
 
     def training(axes: Any) -> None:
         for order, of_order in runs.items():
-            losses = np.mean([list(run.losses.values()) for run in of_order], axis=0)
-            smooth = np.convolve(losses, np.full(SMOOTHING, 1 / SMOOTHING), mode="valid")
-            axes.plot(list(first.losses)[SMOOTHING - 1 :], smooth, label=order, color=COLOURS[order], linewidth=1)
+            curve = smooth_mean([run.losses for run in of_order], SMOOTHING)
+            axes.plot(*curve, label=order, color=COLOURS[order], linewidth=1)
         _mark_changes(axes, measured)
         axes.set(xlabel="step", ylabel="training loss, nats a token")
 

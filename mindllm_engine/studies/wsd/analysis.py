@@ -11,7 +11,7 @@ from mindllm_engine.errors import DataError
 from mindllm_engine.studies.claims import Claim, judge_above, judge_below, not_decidable
 from mindllm_engine.studies.findings import Findings, Picture, Table
 from mindllm_engine.studies.paired import Value, difference, judged, mean_loss, reasons
-from mindllm_engine.studies.pictures import picture
+from mindllm_engine.studies.pictures import picture, smooth_mean
 from mindllm_engine.studies.results import Result, Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import mean_estimate
 from mindllm_engine.studies.wsd.instructions import instruction_claims, instruction_table
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mindllm_engine.studies.wsd.experiment import WsdConfig
 
 PAPER = "MiniCPM (arXiv 2404.06395)"
+# Logged steps over which the training loss is averaged in the plot.
+SMOOTHING = 10
 FIGURE_5 = f"{PAPER}, section 4.3, Figure 5"
 
 
@@ -198,18 +200,20 @@ def _points(results: Results, loss: Value) -> list[dict[str, Any]]:
 
 
 def _picture(config: "WsdConfig", results: Results, loss: Value) -> Picture:
-    seed = min(int(result.settings["seed"]) for result in results)
+    seeds = sorted({int(result.settings["seed"]) for result in results})
 
     def draw(curves: Any, ends: Any) -> None:
-        of_seed = results.with_settings(seed=seed)
-        for result in of_seed.with_settings(kind="stable")[-1:]:
-            _curve(curves, result, 0, label="stable", color="0.3")
-        for result in of_seed.with_settings(kind="cosine", steps=config.compared_at):
-            _curve(curves, result, 0, label="cosine", color="tab:red")
-        for result in of_seed.with_settings(kind="wsd", decay=config.decay):
-            point = config.branch_point(int(result.settings["steps"]), config.decay)
-            _curve(curves, result, point, label=f"decay from step {point:,}")
-        curves.set(xlabel="tokens", ylabel="training loss, nats a token", title=f"seed {seed}")
+        stable = [run for seed in seeds for run in results.with_settings(kind="stable", seed=seed)[-1:]]
+        _curve(curves, stable, label="stable", color="0.3")
+        cosine = list(results.with_settings(kind="cosine", steps=config.compared_at))
+        _curve(curves, cosine, label="cosine", color="tab:red")
+        for budget in config.budgets:
+            point = config.branch_point(budget, config.decay)
+            branches = list(results.with_settings(kind="wsd", decay=config.decay, steps=budget))
+            _curve(curves, branches, point / budget, label=f"decay from step {point:,}")
+        curves.set(
+            xlabel="tokens", ylabel="training loss, nats a token", title=f"mean over seeds and {SMOOTHING} logged steps"
+        )
         for label, settings in (("WSD", {"kind": "wsd", "decay": config.decay}), ("cosine", {"kind": "cosine"})):
             means = {budget: results.by_seed(loss, steps=budget, **settings) for budget in config.budgets}
             reached = [budget for budget in config.budgets if means[budget]]
@@ -217,16 +221,20 @@ def _picture(config: "WsdConfig", results: Results, loss: Value) -> Picture:
         ends.set(xlabel="steps", ylabel="held-out loss at the end, nats a token", title="mean over seeds")
 
     caption = (
-        "Left: training loss of the stable run, of the branches that leave it, and of the cosine run. Right: held-out "
-        "loss at the end of each budget."
+        "Left: training loss of the stable runs, of the branches that leave them, and of the cosine runs. "
+        "Right: held-out loss at the end of each budget."
     )
     return picture("wsd", caption, draw, columns=2)
 
 
-def _curve(axes: Any, result: Result, first_step: int, **style: Any) -> None:
-    records = [record for record in result.records if "loss" in record and record["step"] >= first_step]
-    tokens, losses = [record["tokens"] for record in records], [record["loss"] for record in records]
-    axes.plot(tokens, losses, linewidth=1, **style)
+def _curve(axes: Any, runs: list[Result], begin: float = 0.0, **style: Any) -> None:
+    """Training loss over tokens, from the share `begin` of the runs on."""
+    if not runs:
+        return
+    first = begin * runs[0].tokens
+    tokens, losses = smooth_mean([run.training_losses for run in runs], SMOOTHING)
+    shown = [(x, y) for x, y in zip(tokens, losses, strict=True) if x >= first]
+    axes.plot([x for x, _ in shown], [y for _, y in shown], linewidth=1, **style)
 
 
 def _percent(share: float) -> str:
