@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from mindllm_engine.studies.worker import (
     OUTCOME_FILE,
     read_outcome,
     tasks_of,
-    trainer_of,
+    trains,
     work,
     write_list,
     write_outcome,
@@ -55,7 +56,8 @@ def run_trials(planned: list[PlannedTrial], folder: Path, workers: int) -> None:
     if world.world_size > 1:
         work(tasks_of(planned))
     elif open_ones:
-        _run_workers(planned, folder, min(workers, len(open_ones)))
+        with tempfile.TemporaryDirectory(prefix="mindllm_study.") as temporary:
+            _run_workers(planned, Path(temporary) / "trials.json", min(workers, len(open_ones)))
     ended = [(trial, read_outcome(trial.folder)) for trial in planned]
     failed = [(trial, outcome) for trial, outcome in ended if outcome is not None and outcome["kind"] == "failed"]
     if failed:
@@ -72,9 +74,8 @@ def can_begin(trial: PlannedTrial) -> bool:
     return outcome is None or outcome["kind"] == "finished"
 
 
-def _run_workers(planned: list[PlannedTrial], folder: Path, workers: int) -> None:
-    """Start workers on the list of trials and wait for them, with a bar or lines on stderr."""
-    listed = folder / f"trials.{os.getpid()}.json"
+def _run_workers(planned: list[PlannedTrial], listed: Path, workers: int) -> None:
+    """Start workers on the list of trials, written to `listed`, and wait for them, with a bar or lines on stderr."""
     write_list(tasks_of(planned), listed)
     command = [sys.executable, "-m", "mindllm_engine.studies.worker", str(listed)]
     processes = [
@@ -96,7 +97,6 @@ def _run_workers(planned: list[PlannedTrial], folder: Path, workers: int) -> Non
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        listed.unlink(missing_ok=True)
     for process in processes:
         if process.returncode:
             _blame(process, planned)
@@ -108,7 +108,7 @@ def _blame(process: "subprocess.Popen[bytes]", planned: list[PlannedTrial]) -> N
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " (out of memory? lower study.workers)" if code == -signal.SIGKILL else ""
     for trial in planned:
-        if trainer_of(trial.folder) == process.pid and read_outcome(trial.folder) is None:
+        if trains(process.pid, trial.folder) and read_outcome(trial.folder) is None:
             write_outcome(trial.folder, "failed", f"the process that trained it {how}{hint}", 0.0)
 
 

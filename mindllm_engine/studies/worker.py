@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -84,12 +85,17 @@ def write_list(tasks: list[Task], path: Path) -> None:
     write_atomically(path, orjson.dumps([asdict(task) for task in tasks]))
 
 
-def trainer_of(folder: Path) -> int | None:
-    """The process that has last taken this trial, on its own host."""
+def trains(process: int, folder: Path) -> bool:
+    """Whether a process of this host is the one that has last taken the trial in `folder`."""
     try:
-        return int((folder / LOCK_FILE).read_text())
-    except (OSError, ValueError):
-        return None
+        return (folder / LOCK_FILE).read_text() == _name_of(process)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _name_of(process: int) -> str:
+    """What no process of another host has: two may well have the same number, in an array of containers."""
+    return f"{socket.gethostname()}:{process}"
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
@@ -175,7 +181,7 @@ def _try_lock(folder: Path) -> BinaryIO | None:
             file.close()
             return None
         file.truncate(0)
-        file.write(str(os.getpid()).encode())
+        file.write(_name_of(os.getpid()).encode())
         file.flush()
     except OSError as error:
         raise DataError(

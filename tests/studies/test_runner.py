@@ -169,6 +169,49 @@ def test_two_calls_share_the_trials(tmp_path: Path) -> None:
         assert (path / "log.txt").read_text().count("step 0:") == 1
 
 
+HOST = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", 'hostname "$0" && "$@"; exit $?']
+CAN_BE_HOSTS = subprocess.run([*HOST, "node", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not CAN_BE_HOSTS, reason="makes host names and process numbers of its own, which needs root")
+def test_hosts_of_an_array_share_the_trials_though_their_processes_have_the_same_numbers(tmp_path: Path) -> None:
+    """As the tasks of a Slurm array on three nodes; a process killed on the first concerns its trial alone."""
+    config = write_study(tmp_path, write_base(tmp_path, steps=300), seeds=(1, 2, 3), workers=1)
+    calls = [
+        subprocess.Popen(
+            [*HOST, f"node{number}", *COMMAND, str(config)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    wait_until(lambda: begun(tmp_path, 3))
+    by_host = {path.joinpath(".training").read_text().split(":")[0]: path for path in trial_folders(tmp_path).values()}
+    assert by_host.keys() == {"node0", "node1", "node2"}
+    os.kill(worker_below(calls[0].pid), signal.SIGKILL)
+    outputs = [finish(call, code=2) for call in calls]
+    assert f"{by_host['node0'].name.rsplit('-', 1)[0]}: the process that trained it was killed by SIGKILL" in outputs[0]
+    endings_before = endings(tmp_path)
+    run(config)
+    again = {name for name, ending in endings(tmp_path).items() if ending != endings_before.get(name)}
+    assert again <= {by_host["node0"].name.rsplit("-", 1)[0]}
+    for path in trial_folders(tmp_path).values():
+        assert trained_steps(path) == list(range(1, 301))
+
+
+def worker_below(process: int) -> int:
+    """The number, in this test's own namespace, of the process that trains below a call."""
+    below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    for child in map(int, below):
+        if b"mindllm_engine.studies.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return child
+        if found := worker_below(child):
+            return found
+    return 0
+
+
 def test_ranks_of_torchrun_train_each_trial_together(tmp_path: Path) -> None:
     run(write_study(tmp_path, write_base(tmp_path), branch_at=6, rates=[1e-3, 1e-2]), ranks=2)
     for name, path in trial_folders(tmp_path).items():
@@ -205,7 +248,7 @@ def test_a_killed_worker_fails_its_trial_and_the_next_call_tries_again(tmp_path:
     process = start(config)
     wait_until(lambda: begun(tmp_path, 1))
     victim = next(path for path in trial_folders(tmp_path).values() if (path / "metrics.jsonl").exists())
-    os.kill(int((victim / ".training").read_text()), signal.SIGKILL)
+    os.kill(int((victim / ".training").read_text().split(":")[1]), signal.SIGKILL)
     output = finish(process, code=2)
     assert "the process that trained it was killed by SIGKILL (out of memory? lower study.workers)" in output
     run(config)
