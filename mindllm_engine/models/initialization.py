@@ -22,6 +22,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_layer_parameters(model: nn.Module) -> int:
+    """Parameters without the embeddings of tokens and positions: N as MiniCPM counts it (arXiv 2404.06395, Tables 2
+    and 8)."""
+    embeddings = {"embedding", "position_embedding"}
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in embeddings)
+
+
 def matrix_flops(model: nn.Module, without: nn.Parameter | None = None) -> int:
     """Operations of a token's forward and backward in the matrices of a model but `without`: 2 an element for the
     output, 2 for the gradient of the input, and 2 for that of the matrix unless it is frozen."""

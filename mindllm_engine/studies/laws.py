@@ -7,7 +7,8 @@
 MindLLM prints equation 1 as L = a log C + L_inf with a = 0.214 and L_inf = 1.692, which grows with compute and has no
 limit. The power law L = L_inf + (C0 / C)^a is what such a pair of numbers can mean; k above is C0^a.
 
-C are floating-point operations of training, 6 N D; N parameters, of which the embedding counts once; D tokens.
+C are floating-point operations of training, 6 N D; N parameters, of which the embedding counts once in L(C) (MindLLM's
+text was not to be had) and not at all in L(N, D) (MiniCPM, Table 8); D tokens.
 """
 
 import warnings

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from mindllm_engine.command_line import parse_mapping
 from mindllm_engine.errors import ConfigError
 from mindllm_engine.models import ModelConfig
+from mindllm_engine.models.initialization import count_layer_parameters, count_parameters
 from mindllm_engine.studies.trials import changed
 
 
@@ -79,9 +82,18 @@ def check_sizes(sizes: Sequence[NetworkSize], least: int, key: str) -> None:
 
 def parameters_of(changes: Mapping[str, Any], base: Mapping[str, Any]) -> int:
     """Parameters of the base config's network after changes to its sizes. Raises ConfigError."""
+    return count_parameters(_network(changes, base))
+
+
+def layer_parameters_of(changes: Mapping[str, Any], base: Mapping[str, Any]) -> int:
+    """Those without the embedding. Raises ConfigError."""
+    return count_layer_parameters(_network(changes, base))
+
+
+def _network(changes: Mapping[str, Any], base: Mapping[str, Any]) -> nn.Module:
     model = parse_mapping(ModelConfig, changed(base, changes)["model"], "the ladder's network")
     model.validate()
-    return int(model.build(device="meta").num_parameters())
+    return model.build(device="meta")
 
 
 def steps_of(tokens: float, samples: int, base: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ class Result:
     Attributes:
         settings: of the trial.
         parameters: of the network; the embedding counts once.
+        layer_parameters: those without the embedding.
         records: of its metrics.jsonl, and before them those of the trial it continued.
         text: hash of its tokenizer, under "tokenizer", and of the token file of each source that it read.
         seconds: that training took, since it was last taken up.
@@ -39,6 +40,7 @@ class Result:
     folder: Path
     config: RunConfig
     parameters: int
+    layer_parameters: int
     records: list[dict[str, Any]]
     text: dict[str, str]
     seconds: float
@@ -167,6 +169,7 @@ def _read(trial: PlannedTrial, seconds: float) -> Result:
         trial.folder,
         trial.config,
         trial.parameters,
+        trial.layer_parameters,
         _records(trial),
         {"tokenizer": state.tokenizer_hash} | sources,
         seconds,

@@ -16,6 +16,7 @@ import xxhash
 
 from mindllm_engine.command_line import parse_mapping
 from mindllm_engine.errors import ConfigError
+from mindllm_engine.models.initialization import count_layer_parameters
 from mindllm_engine.training.config import RunConfig
 
 # What a run keeps, shows and watches, by section; the weights it ends with do not depend on it.
@@ -62,6 +63,7 @@ class PlannedTrial:
     Attributes:
         identity: 16 hexadecimal digits that change with whatever decides the result.
         parameters: of the network; the embedding counts once.
+        layer_parameters: those without the embedding.
         flops: of training from the trial's first step to its last, by the network's `flops_per_token`.
     """
 
@@ -70,6 +72,7 @@ class PlannedTrial:
     folder: Path
     identity: str
     parameters: int
+    layer_parameters: int
     flops: float
     parent: "PlannedTrial | None" = field(default=None, repr=False)
 
@@ -134,7 +137,8 @@ def _plan(trial: Trial, base: Mapping[str, Any], folder: Path, parent: PlannedTr
     first = trial.continues[1] if trial.continues else 0
     tokens = (last - first) * config.train.global_batch_size * config.data.seq_len
     flops = float(tokens) * model.flops_per_token(config.data.seq_len)
-    return PlannedTrial(trial, config, Path(config.run.dir), identity, model.num_parameters(), flops, parent)
+    sizes = model.num_parameters(), count_layer_parameters(model)
+    return PlannedTrial(trial, config, Path(config.run.dir), identity, *sizes, flops, parent)
 
 
 def _identity(config: RunConfig, trial: Trial, parent: PlannedTrial | None) -> str:

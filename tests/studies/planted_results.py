@@ -24,5 +24,13 @@ def _result(planned: PlannedTrial, law: Law) -> Result:
     tokens = planned.config.train.global_batch_size * planned.config.data.seq_len
     records = [{"tokens": record["step"] * tokens, **record} for record in law(planned.trial)]
     return Result(
-        planned.name, planned.trial.settings, planned.folder, planned.config, planned.parameters, records, text, 1.0
+        planned.name,
+        planned.trial.settings,
+        planned.folder,
+        planned.config,
+        planned.parameters,
+        planned.layer_parameters,
+        records,
+        text,
+        1.0,
     )

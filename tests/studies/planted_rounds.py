@@ -46,7 +46,7 @@ def results_with(
         records = [{"step": 10, "tokens": 1280, "heldout_loss": value}]
         where = Path("nowhere") / trial.name
         of = text or {"tokenizer": "t"}
-        finished.append(Result(trial.name, trial.settings, where, _config(), 0, records, of, 0.0))
+        finished.append(Result(trial.name, trial.settings, where, _config(), 0, 0, records, of, 0.0))
     return Results(finished, left_out)
 
 

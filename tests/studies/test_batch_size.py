@@ -16,7 +16,7 @@ from mindllm_engine.studies.batch_size.data_law import DataLawConfig
 from mindllm_engine.studies.batch_size.experiment import BatchSizeConfig, paper_batch
 from mindllm_engine.studies.batch_size.optima import Curve, fit_batch_law, levels_of, optimum_at
 from mindllm_engine.studies.laws import log_tokens_per_parameter, loss_law
-from mindllm_engine.studies.networks import NetworkSize, WidthRule
+from mindllm_engine.studies.networks import NetworkSize, WidthRule, layer_parameters_of
 from mindllm_engine.studies.results import Result
 from mindllm_engine.studies.study import StudyConfig, run_study
 from mindllm_engine.studies.trials import plan_trials
@@ -74,7 +74,7 @@ def branch_runs(tokenizer: str = "t") -> list[Result]:
         for d in (1e5, 4e5, 16e5, 64e5):
             loss = float(4 * loss_law(np.array(n), np.array(d), LAW) * np.exp(0.002 * rng.standard_normal()))
             settings = {"experiment": "data_law", "part": "decayed", "size": f"h{n:.0f}", "tokens": d, "seed": 1}
-            found.append(planted(settings, int(n), [(0, 90.0), (d, loss)], tokenizer))
+            found.append(planted(settings, int(n) + 10**6, [(0, 90.0), (d, loss)], tokenizer, embedding=10**6))
     return found
 
 
@@ -199,6 +199,26 @@ def test_planted_study_gives_its_laws_back() -> None:
         "data_law",
         "data_law_optimum",
     ]
+
+
+def test_an_optimal_ratio_beyond_the_runs_decides_nothing() -> None:
+    """Of the planted law the optimum lies among the runs; of the half with few tokens a parameter, beyond them."""
+    few = [run for run in branch_runs() if run.tokens / run.layer_parameters <= 4]
+    for branches, held in ((branch_runs(), True), (few, False)):
+        findings = config().analyse(results_of(*batch_runs(), *branches), [1, 2, 3])
+        law = findings.numbers["data_law"]
+        least, most = law["measured_tokens_per_parameter"]
+        assert (least <= law["tokens_per_parameter"]["value"] <= most) is held
+        claim = next(claim for claim in findings.claims if "192 tokens a parameter" in claim.statement)
+        assert claim.verdict == ("not confirmed" if held else "not decidable")
+        assert ("extrapolation beyond the runs' D / N" in claim.reason) is not held
+
+
+@pytest.mark.parametrize(("name", "count"), [("minicpm_1.2b", 1_247_442_432), ("minicpm_2.4b", 2_442_057_984)])
+def test_parameters_are_counted_as_the_paper_counts_them(name: str, count: int) -> None:
+    """MiniCPM, Table 2, without embeddings."""
+    base = yaml.safe_load((Path(__file__).parents[2] / "configs" / f"{name}.yaml").read_text())
+    assert layer_parameters_of({}, base) == count
 
 
 def test_optima_beyond_the_grid_decide_nothing() -> None:

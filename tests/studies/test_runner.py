@@ -289,7 +289,7 @@ def test_configs_that_are_refused(tmp_path: Path, change: dict[str, Any], messag
 
 
 def result_of(name: str, text: dict[str, str]) -> Result:
-    return Result(name, {}, Path(name), None, 1, [], text, 0.0)  # type: ignore[arg-type]
+    return Result(name, {}, Path(name), None, 1, 1, [], text, 0.0)  # type: ignore[arg-type]
 
 
 def test_text_that_may_be_compared() -> None:

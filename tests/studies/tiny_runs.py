@@ -67,16 +67,23 @@ def write_runs(folder: Path) -> Path:
 
 
 def planted(
-    settings: Mapping[str, Any], parameters: int, points: list[tuple[float, float]], tokenizer: str = "t"
+    settings: Mapping[str, Any],
+    parameters: int,
+    points: list[tuple[float, float]],
+    tokenizer: str = "t",
+    embedding: int = 0,
 ) -> Result:
-    """A finished run whose held-out loss was (tokens, loss), ..., as bits per byte a quarter of that."""
+    """A finished run whose held-out loss was (tokens, loss), ..., as bits per byte a quarter of that. `embedding`
+    of its parameters are the embedding's."""
     records = [
         {"step": step, "tokens": tokens, "loss": loss, "heldout_loss": loss, "heldout_bpb": loss / 4}
         for step, (tokens, loss) in enumerate(points)
     ]
     name = "_".join(f"{key}{value}" for key, value in settings.items())
     text = {"tokenizer": tokenizer, "en_words": "w"}
-    return Result(name, settings, Path("nowhere") / name, _config(), parameters, records, text, 1.0)
+    return Result(
+        name, settings, Path("nowhere") / name, _config(), parameters, parameters - embedding, records, text, 1.0
+    )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mindllm_engine.errors import ConfigError
-from mindllm_engine.studies.claims import Claim, judge_above, judge_within
+from mindllm_engine.studies.claims import Claim, Verdict, judge_above, judge_within
 from mindllm_engine.studies.findings import Picture, Table
 from mindllm_engine.studies.fits import Array, Fit, fit_law, predictions
 from mindllm_engine.studies.laws import (
@@ -24,7 +24,7 @@ from mindllm_engine.studies.laws import (
     log_tokens_per_parameter,
     loss_law,
 )
-from mindllm_engine.studies.networks import NetworkSize, WidthRule, check_sizes, parameters_of, steps_of
+from mindllm_engine.studies.networks import NetworkSize, WidthRule, check_sizes, layer_parameters_of, steps_of
 from mindllm_engine.studies.pictures import picture
 from mindllm_engine.studies.results import Result, Results, refuse_mixed_text
 from mindllm_engine.studies.seeds import Estimate
@@ -46,7 +46,7 @@ class DataLawConfig:
     tokens: list[float] = field(default_factory=list)
     """Budgets in tokens, the same for all networks, three at least; or give tokens_per_parameter."""
     tokens_per_parameter: list[float] = field(default_factory=list)
-    """Budgets in tokens for each of a network's parameters, three at least; or give tokens."""
+    """Budgets in tokens for each of a network's parameters without the embedding, three at least; or give tokens."""
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the first impossible value."""
@@ -66,7 +66,7 @@ class DataLawConfig:
 
     def _of_size(self, size: NetworkSize, base: Mapping[str, Any], seed: int, learning_rate: WidthRule) -> list[Trial]:
         changes = size.changes(base)
-        unit = parameters_of(changes, base) if self.tokens_per_parameter else 1
+        unit = layer_parameters_of(changes, base) if self.tokens_per_parameter else 1
         batch = int(base["train"]["global_batch_size"])
         ends = sorted(steps_of(unit * budget, batch, base) for budget in self.tokens or self.tokens_per_parameter)
         # As the schedule rounds it (optim/schedules.py).
@@ -127,11 +127,16 @@ def fit_data_law(results: Results) -> DataLaw:
     purpose = "L(N, D)"
     branches = list(results.with_settings(experiment=KIND, part="decayed"))
     refuse_mixed_text(branches, purpose)
-    parameters = np.array([float(result.parameters) for result in branches])
+    parameters = np.array([float(result.layer_parameters) for result in branches])
+    all_parameters = np.array([float(result.parameters) for result in branches])
     tokens = np.array([float(result.tokens) for result in branches])
     loss = np.array([float(result.last["heldout_bpb"]) for result in branches])
     fit = fit_law({"N": parameters, "D": tokens}, loss, purpose)
     compute = float((FLOPS * parameters * tokens).max())
+    # The same with the embedding in N, which small networks mostly consist of: how much hangs on what is counted.
+    other = _optimal_ratio(
+        fit_law({"N": all_parameters, "D": tokens}, loss, purpose), float((FLOPS * all_parameters * tokens).max())
+    )
     ratio = _optimal_ratio(fit, compute)
     gap = fit.estimate(lambda law: law[..., 2] - law[..., 4])
     plain = default_curve_fit(
@@ -139,8 +144,8 @@ def fit_data_law(results: Results) -> DataLaw:
     )
     measured = tokens / parameters
     return DataLaw(
-        _claims(fit, ratio, gap, compute, float(measured.min()), float(measured.max())),
-        [_runs_table(branches), _law_table(fit, plain, compute)],
+        _claims(fit, ratio, gap, compute, (float(measured.min()), float(measured.max()))),
+        [_runs_table(branches), _law_table(fit, plain, compute, other)],
         [_loss_picture(branches, fit), _contour_picture(parameters, tokens, fit)],
         {
             "law": {
@@ -148,6 +153,7 @@ def fit_data_law(results: Results) -> DataLaw:
             },
             "compute": compute,
             "tokens_per_parameter": ratio.as_json(),
+            "tokens_per_parameter_with_embedding": other.as_json(),
             "measured_tokens_per_parameter": [float(measured.min()), float(measured.max())],
             "curve_fit": plain,
         },
@@ -158,12 +164,11 @@ def _optimal_ratio(fit: Fit, compute: float) -> Estimate:
     return fit.estimate(lambda law: np.exp(log_tokens_per_parameter(compute, law)))
 
 
-def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, least: float, most: float) -> list[Claim]:
-    here = f"{_short(ratio)} at C = {compute:.2e}; the runs have {least:.2g} to {most:.2g}"
-    outside = "" if least <= ratio.value <= most else "; an extrapolation beyond the runs' D / N"
-    above, why_above = judge_above(ratio, HOFFMANN_TOKENS_PER_PARAMETER)
+def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, measured: tuple[float, float]) -> list[Claim]:
+    here = f"{_short(ratio)} at C = {compute:.2e}; the runs have {measured[0]:.2g} to {measured[1]:.2g}"
     paper = MINICPM_TOKENS_PER_PARAMETER
-    near, why_near = judge_within(ratio, paper / 2, paper * 2)
+    above, why_above = _bracketed(judge_above(ratio, HOFFMANN_TOKENS_PER_PARAMETER), ratio, measured)
+    near, why_near = _bracketed(judge_within(ratio, paper / 2, paper * 2), ratio, measured)
     grows, why_grows = judge_above(gap, 0.0)
     alpha, beta = fit.unknown(2), fit.unknown(4)
     return [
@@ -173,7 +178,7 @@ def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, least: flo
             f"{paper:g} on average",
             here,
             above,
-            why_above + outside,
+            why_above,
         ),
         Claim(
             f"It takes {paper:g} tokens a parameter, within a factor of two",
@@ -181,7 +186,7 @@ def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, least: flo
             f"{paper:g} on average",
             here,
             near,
-            why_near + outside,
+            why_near,
         ),
         Claim(
             "alpha is above beta: with more compute, tokens should grow faster than parameters",
@@ -194,6 +199,15 @@ def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, least: flo
     ]
 
 
+def _bracketed(judged: tuple[Verdict, str], ratio: Estimate, measured: tuple[float, float]) -> tuple[Verdict, str]:
+    """An optimum is one only where the runs lie on both sides of it, as one of the batch sizes is."""
+    least, most = measured
+    if least <= ratio.value <= most:
+        return judged
+    reason = f"{ratio.value:.3g} is an extrapolation beyond the runs' D / N, {least:.2g} to {most:.2g} ({judged[1]})"
+    return "not decidable", reason
+
+
 def _short(estimate: Estimate) -> str:
     """Three digits, whatever the size: an interval may reach over many powers of ten."""
     interval = f" ({estimate.low:.3g} to {estimate.high:.3g})" if estimate.is_bounded else " (no interval)"
@@ -204,9 +218,9 @@ def _runs_table(branches: list[Result]) -> Table:
     rows = [
         [
             result.name,
-            f"{result.parameters / 1e6:,.2f}",
+            f"{result.layer_parameters / 1e6:,.2f}",
             f"{result.tokens / 1e6:,.2f}",
-            f"{result.tokens / result.parameters:.2f}",
+            f"{result.tokens / result.layer_parameters:.2f}",
             f"{result.last['heldout_bpb']:.4f}",
             f"{result.loss:.4f}",
         ]
@@ -216,7 +230,7 @@ def _runs_table(branches: list[Result]) -> Table:
     return Table("Decay branches", header, rows, f"Each decays over {DECAY:.0%} of its budget. One seed.")
 
 
-def _law_table(fit: Fit, plain: list[float] | None, compute: float) -> Table:
+def _law_table(fit: Fit, plain: list[float] | None, compute: float, with_embedding: Estimate) -> Table:
     rows = []
     for place, name in enumerate(("L0", "C_N", "alpha", "C_D", "beta")):
         found = f"{plain[place]:.4g}" if plain is not None else "gave up"
@@ -228,8 +242,9 @@ def _law_table(fit: Fit, plain: list[float] | None, compute: float) -> Table:
             with np.errstate(all="ignore"):
                 found = f"{np.exp(log_tokens_per_parameter(scale * compute, np.array(plain))):.3g}"
         rows.append([f"optimal D / N at C = {scale * compute:.1e}", _short(ratio), found])
+    rows.append(["the same at the largest, N with the embedding", _short(with_embedding), ""])
     header = ["L = C_N N^-alpha + C_D D^-beta + L0", "grid of starts, log-Huber", "curve_fit from its default start"]
-    note = "Bits per byte; N counts the embedding once. The largest compute of the runs is the middle one."
+    note = "Bits per byte; N is without the embedding. The largest compute of the runs is the middle one."
     return Table("The law and the optimum", header, rows, note)
 
 
@@ -239,10 +254,12 @@ def _loss_picture(branches: list[Result], fit: Fit) -> Picture:
             of_size = sorted((r for r in branches if r.settings["size"] == size), key=lambda r: r.tokens)
             tokens = np.array([float(result.tokens) for result in of_size])
             line = np.geomspace(tokens.min(), tokens.max(), 40)
-            parameters = np.full_like(line, of_size[0].parameters)
+            parameters = np.full_like(line, of_size[0].layer_parameters)
             (drawn,) = axes.plot(line, predictions(fit.law[None], np.array([parameters, line]))[0], lw=0.9)
             losses = [result.last["heldout_bpb"] for result in of_size]
-            axes.plot(tokens, losses, "o", ms=4, color=drawn.get_color(), label=f"{of_size[0].parameters / 1e6:,.2f} M")
+            axes.plot(
+                tokens, losses, "o", ms=4, color=drawn.get_color(), label=f"{of_size[0].layer_parameters / 1e6:,.2f} M"
+            )
         axes.set(xscale="log", xlabel="tokens D", ylabel="held-out bits per byte")
 
     return picture("data_law", "Decay branches and the fitted L(N, D) (MiniCPM, Figure 17).", draw)
