@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+# Entries of a legend that stands among the curves; a longer one would hide some, and stands beside them.
+MOST_INSIDE = 6
+
+
 def picture(
     name: str,
     caption: str,
@@ -39,8 +43,9 @@ def picture(
         for axis in (part.xaxis, part.yaxis):
             if axis.get_scale() == "log":
                 _label_logarithms(axis)
-        if part.get_legend_handles_labels()[0]:
-            part.legend(fontsize=7)
+        if entries := len(part.get_legend_handles_labels()[0]):
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if entries > MOST_INSIDE else {}
+            part.legend(fontsize=7, **beside)
     file = io.BytesIO()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
