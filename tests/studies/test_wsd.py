@@ -121,7 +121,41 @@ def test_a_larger_budget_changes_no_trial_that_was_there(base: dict[str, Any], g
     trials = config(budgets=[20, 40, 80]).trials(base, [1], None)
     large = named(plan_trials(trials, base, Path("somewhere")))
     assert {name: trial.identity for name, trial in small.items()} == {name: large[name].identity for name in small}
-    assert {name.split("_")[0] for name in large.keys() - small.keys()} == {"stable64", "decay0.2", "cosine80"}
+    new = {"stable64", "decay0.2_of80", "cosine80", "cosine80_until40", "cosine20_until40"}
+    assert {name.removesuffix("_seed1") for name in large.keys() - small.keys()} == new
+
+
+def test_cosine_runs_of_other_periods_end_at_the_same_step(base: dict[str, Any]) -> None:
+    three = config(budgets=[20, 40, 80])
+    found = named(plan_trials(three.trials(base, SEEDS, None), base, Path("somewhere")))
+    stopped, prolonged, fitting = (
+        found[f"{name}_seed2"] for name in ("cosine80_until40", "cosine20_until40", "cosine40")
+    )
+    assert [trial.last_step for trial in (stopped, prolonged, fitting)] == [40, 40, 40]
+    rates = {}
+    for trial in (stopped, prolonged, fitting, found["cosine20_seed2"], found["cosine80_seed2"]):
+        optim, steps = trial.config.optim, trial.config.train.steps
+        rates[trial.name] = [learning_rate(optim.schedule, optim.lr, step, steps) for step in range(steps)]
+    assert rates["cosine80_until40_seed2"][:40] == rates["cosine80_seed2"][:40]
+    assert rates["cosine20_until40_seed2"][20:] == pytest.approx([rates["cosine20_seed2"][-1]] * 20)
+    assert (prolonged.parent, prolonged.first_step) == (found["cosine20_seed2"], 20)
+    before = np.arange(20 * 8)  # what the prolonged run has read until it goes on
+    for ours, theirs in zip(plan_of(prolonged).locate(before), plan_of(prolonged.parent).locate(before), strict=True):
+        assert np.array_equal(ours, theirs)
+
+    def losses(trial: Trial) -> list[dict[str, Any]]:
+        records = planted(trial)
+        worse = {"cosine_stopped": 0.2, "cosine_prolonged": 0.1}.get(trial.settings["kind"], 0.0)
+        for key in ("heldout_loss/en", "heldout_loss/zh"):
+            records[-1][key] += worse
+        return records
+
+    findings = three.analyse(planted_results(list(found.values()), losses), SEEDS)
+    claims = [claim for claim in findings.claims if "a cosine run of period" in claim.statement]
+    assert [claim.verdict for claim in claims] == ["confirmed", "confirmed"]
+    for claim, difference in zip(claims, (0.2, 0.1), strict=True):
+        assert abs(float(re.findall(r"-?\d+\.\d+", claim.here)[0]) - difference) < 0.005
+    assert {"40 steps, cosine, stopped", "40 steps, cosine, prolonged"} <= {row[0] for row in findings.tables[0].rows}
 
 
 def planted(trial: Trial) -> list[dict[str, Any]]:
@@ -240,12 +274,12 @@ def test_runs_that_do_not_suit_are_refused(base: dict[str, Any]) -> None:
 
 
 def test_a_branch_of_a_whole_study_is_an_unbroken_run(tmp_path: Path, base_path: Path, base: dict[str, Any]) -> None:
-    wsd = config(budgets=[10, 20], compared_at=20, other_decays=[0.1])
+    wsd = config(budgets=[5, 10, 20], compared_at=20, other_decays=[0.1])
     study = StudyConfig(StudySection(str(tmp_path / "study"), [str(base_path)], seeds=[1], workers=2), wsd=wsd)
     assert run_study(study) == tmp_path / "study" / "report.html"
     findings = read_findings(tmp_path / "study")
-    assert (len(findings.left_out), len(findings.claims), len(findings.tables)) == (0, 8, 3)
-    assert findings.cost.trials == 3 + 3 + 2 + 4
+    assert (len(findings.left_out), len(findings.claims), len(findings.tables)) == (0, 11, 3)
+    assert findings.cost.trials == 4 + 4 + 3 + 2 + 4
     planned = plan_trials(wsd.trials(base, [1], None), base, tmp_path / "study" / "trials")
     unbroken = copy.deepcopy(named(planned)["decay0.2_of20_seed1"].config)
     unbroken.run.dir = str(tmp_path / "unbroken")

@@ -31,6 +31,7 @@ from mindllm_engine.studies.seeds import Estimate
 from mindllm_engine.studies.trials import Trial
 
 SOURCE = "MiniCPM, section 4.5"
+PAPERS_RATIO = f"{MINICPM_TOKENS_PER_PARAMETER:g} on average, 96 to 834 by text, at C = 1e21 (Figure 10)"
 # Of a budget, what decays (MiniCPM, section 4.3: about a tenth suffices).
 DECAY = 0.1
 LEAST = 3
@@ -175,7 +176,7 @@ def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, measured: 
         Claim(
             f"Compute-optimal training takes more than {HOFFMANN_TOKENS_PER_PARAMETER:g} tokens a parameter",
             SOURCE,
-            f"{paper:g} on average",
+            PAPERS_RATIO,
             here,
             above,
             why_above,
@@ -183,7 +184,7 @@ def _claims(fit: Fit, ratio: Estimate, gap: Estimate, compute: float, measured: 
         Claim(
             f"It takes {paper:g} tokens a parameter, within a factor of two",
             SOURCE,
-            f"{paper:g} on average",
+            PAPERS_RATIO,
             here,
             near,
             why_near,

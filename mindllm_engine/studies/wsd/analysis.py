@@ -38,6 +38,7 @@ def wsd_findings(config: "WsdConfig", results: Results) -> Findings:
         *(_equal_to_cosine(config, results, loss, budget) for budget in config.budgets),
         _steep_fall(config, results, loss),
         *_lengths(config, results, loss),
+        *_other_periods(config, results, loss),
         _cost_claim(config),
     ]
     tables = [_schedule_table(config, results, loss), _cost_table(config)]
@@ -139,6 +140,29 @@ def _lengths(config: "WsdConfig", results: Results, loss: Value) -> list[Claim]:
     return claims
 
 
+def _other_periods(config: "WsdConfig", results: Results, loss: Value) -> list[Claim]:
+    """Cosine runs that end before their period does, or after it, against that which ends with it."""
+    if (periods := config.periods()) is None:
+        return []
+    shorter, steps, longer = periods
+    fitting = results.by_seed(loss, kind="cosine", steps=steps)
+    others = {
+        f"of period {longer:,} that is stopped there": "cosine_stopped",
+        f"of period {shorter:,} that is prolonged at the rate in which it ends": "cosine_prolonged",
+    }
+    return [
+        judged(
+            f"Of {steps:,} steps, a cosine run {what} has a higher loss than one of period {steps:,}",
+            f"{PAPER}, section 4.1, Figure 4",
+            "lowest where the period is as long as the training",
+            ("other less fitting period", difference(results.by_seed(loss, kind=kind, steps=steps), fitting)),
+            lambda estimate: judge_above(estimate, 0),
+            results,
+        )
+        for what, kind in others.items()
+    ]
+
+
 def _cost(config: "WsdConfig") -> tuple[int, int]:
     """Steps that a loss at every budget takes: (one stable run and its branches, a cosine run each)."""
     stable = max(config.branch_point(budget, config.decay) for budget in config.budgets)
@@ -181,7 +205,11 @@ def _schedule_table(config: "WsdConfig", results: Results, loss: Value) -> Table
             f"WSD, decay {_percent(share)}": _branch_losses(config, results, loss, budget, share)
             for share in sorted(shares)
         }
-        for name, losses in {"cosine": cosine, **branches}.items():
+        others = {
+            f"cosine, {how}": results.by_seed(loss, kind=f"cosine_{how}", steps=budget)
+            for how in ("stopped", "prolonged")
+        }
+        for name, losses in {"cosine": cosine, **others, **branches}.items():
             if not losses:
                 continue
             less = difference(losses, cosine) if losses is not cosine else None

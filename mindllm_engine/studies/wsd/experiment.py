@@ -9,7 +9,7 @@ has been trained as it is. What the trials came to is read in analysis.py.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mindllm_engine.errors import ConfigError
@@ -73,6 +73,12 @@ class WsdConfig:
         points = {self.branch_point(budget, self.decay) for budget in self.budgets}
         return sorted(points | {self.branch_point(self.compared_at, share) for share in self.other_decays})
 
+    def periods(self) -> tuple[int, int, int] | None:
+        """(shorter, steps, longer): the second budget, at which cosine runs of the first's and the third's period end
+        as well; None for fewer than three budgets."""
+        first = sorted(self.budgets)[:3]
+        return (first[0], first[1], first[2]) if len(first) == 3 else None
+
     def _check(self, base: Mapping[str, Any]) -> None:
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ConfigError(f"wsd.budgets: {self.budgets} must be different numbers of steps, one at least")
@@ -130,7 +136,7 @@ class _CourseOfSeed:
         branches += [self._branch(config.compared_at, share) for share in config.other_decays]
         cosines = [self._cosine(budget) for budget in config.budgets]
         instructed = self._instructed(config.instruction) if config.instruction else []
-        return [*self._stable(), *branches, *cosines, *instructed]
+        return [*self._stable(), *branches, *cosines, *self._other_periods(), *instructed]
 
     def _stable(self) -> list[Trial]:
         points = self.config.branch_points()
@@ -161,6 +167,31 @@ class _CourseOfSeed:
         return self._trial(
             f"cosine{budget}_seed{self.seed}", {"kind": "cosine"}, changes, self._pretraining(ends), None
         )
+
+    def _other_periods(self) -> list[Trial]:
+        """Cosine runs whose steps S are not their period T (section 4.1): stopped before it is over, and prolonged at
+        the rate in which it ends."""
+        if (periods := self.config.periods()) is None:
+            return []
+        shorter, steps, longer = periods
+        whole, over = self._cosine(longer), self._cosine(shorter)
+        stopped = replace(
+            whole,
+            name=f"cosine{longer}_until{steps}_seed{self.seed}",
+            changes={**whole.changes, "train.stop_after": steps, "train.eval_every": steps},
+            settings={"kind": "cosine_stopped", "steps": steps, "seed": self.seed},
+        )
+        rate = float(_schedule(self.base).get("min_lr") or 0)
+        if not rate:  # there is nothing to prolong
+            return [stopped]
+        prolonged = self._trial(
+            f"cosine{shorter}_until{steps}_seed{self.seed}",
+            {"kind": "cosine_prolonged"},
+            {"optim.schedule.kind": "constant", "optim.lr": rate},
+            [*over.changes["data.blocks"], self._stretch(steps - shorter, self.block)],
+            (over.name, shorter),
+        )
+        return [stopped, prolonged]
 
     def _instructed(self, instruction: InstructionConfig) -> list[Trial]:
         """Three ways to the same: instructions in the decay and after it; as many tokens in all, instructions after the
