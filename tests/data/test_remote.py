@@ -502,11 +502,13 @@ def test_a_full_disk(tmp_path: Path, server: RangeServer) -> None:
     assert len(read_all(RemoteTokenFile(f"{server.url}/web", cache))) == TOKENS
 
 
+# A background job of a shell begins with SIGINT ignored, and so does what it starts; the scripts below heed it first.
 INTERRUPTED = """
-    import sys
+    import signal, sys
     from mindllm_engine.command_line import run_tool
     from mindllm_engine.data.cache_folder import CacheFolder
     from mindllm_engine.data.remote import RemoteTokenFile
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     def main():
         file = RemoteTokenFile(sys.argv[1], CacheFolder(sys.argv[2]))
         print("open", flush=True)
@@ -541,6 +543,8 @@ UNHEARD = """
     import signal, threading
     from mindllm_engine.command_line import run_tool
     from mindllm_engine.data.range_reads import in_parallel
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work(item, stop):
         print("waiting", flush=True)
