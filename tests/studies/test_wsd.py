@@ -139,6 +139,10 @@ def test_cosine_runs_of_other_periods_end_at_the_same_step(base: dict[str, Any])
     assert rates["cosine80_until40_seed2"][:40] == rates["cosine80_seed2"][:40]
     assert rates["cosine20_until40_seed2"][20:] == pytest.approx([rates["cosine20_seed2"][-1]] * 20)
     assert (prolonged.parent, prolonged.first_step) == (found["cosine20_seed2"], 20)
+    for ours, theirs in zip(
+        plan_of(stopped).locate(np.arange(40 * 8)), plan_of(fitting).locate(np.arange(40 * 8)), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
     before = np.arange(20 * 8)  # what the prolonged run has read until it goes on
     for ours, theirs in zip(plan_of(prolonged).locate(before), plan_of(prolonged.parent).locate(before), strict=True):
         assert np.array_equal(ours, theirs)

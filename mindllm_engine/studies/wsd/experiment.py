@@ -170,17 +170,19 @@ class _CourseOfSeed:
 
     def _other_periods(self) -> list[Trial]:
         """Cosine runs whose steps S are not their period T (section 4.1): stopped before it is over, and prolonged at
-        the rate in which it ends."""
+        the rate in which it ends. Until S they read what the fitting run reads, the second in another order."""
         if (periods := self.config.periods()) is None:
             return []
         shorter, steps, longer = periods
-        whole, over = self._cosine(longer), self._cosine(shorter)
-        stopped = replace(
-            whole,
-            name=f"cosine{longer}_until{steps}_seed{self.seed}",
-            changes={**whole.changes, "train.stop_after": steps, "train.eval_every": steps},
-            settings={"kind": "cosine_stopped", "steps": steps, "seed": self.seed},
+        fitting, over = self._cosine(steps), self._cosine(shorter)
+        stopped = self._trial(
+            f"cosine{longer}_until{steps}_seed{self.seed}",
+            {"kind": "cosine_stopped"},
+            {"optim.schedule.kind": "cosine", "train.stop_after": steps, "train.eval_every": steps},
+            [*fitting.changes["data.blocks"], self._stretch(longer - steps, self.block)],
+            None,
         )
+        stopped = replace(stopped, settings={**stopped.settings, "steps": steps})
         rate = float(_schedule(self.base).get("min_lr") or 0)
         if not rate:  # there is nothing to prolong
             return [stopped]
